@@ -92,10 +92,11 @@ class TokenCounts:
 
 def counts_in_timings(timings: Any) -> TokenCounts | None:
     """Read llama.cpp's ``timings``; ``None`` if a count or a time is missing. Draft counts may be missing, or null (mlx-vlm)."""
-    if not isinstance(timings, Mapping):
+    if not isinstance(timings, dict):
         return None
     prompt_tokens, predicted_tokens = count_in(timings.get("prompt_n")), count_in(timings.get("predicted_n"))
-    prompt_ms, predicted_ms = (milliseconds_in(timings.get(name)) for name in ("prompt_ms", "predicted_ms"))
+    prompt_ms = milliseconds_in(timings.get("prompt_ms"))
+    predicted_ms = milliseconds_in(timings.get("predicted_ms"))
     if prompt_tokens is None or predicted_tokens is None or prompt_ms is None or predicted_ms is None:
         return None
     drafted, accepted = drafts_in(timings, "draft_n", "draft_n_accepted")
@@ -107,13 +108,13 @@ def counts_in_timings(timings: Any) -> TokenCounts | None:
 
 def counts_in_usage(usage: Any) -> TokenCounts | None:
     """Read ``usage``, with OpenAI's or Anthropic's names; ``None`` if a count is missing."""
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         return None
     prompt_tokens = _first_count(usage, "prompt_tokens", "input_tokens")
     predicted_tokens = _first_count(usage, "completion_tokens", "output_tokens")
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    told = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    cached_tokens = count_in(told or 0) if isinstance(details, Mapping) else None
+    told = details.get("cached_tokens") if isinstance(details, dict) else None
+    cached_tokens = count_in(told or 0) if isinstance(details, dict) else None
     if prompt_tokens is None or predicted_tokens is None or cached_tokens is None:
         return None
     cached_tokens = min(cached_tokens, prompt_tokens)
@@ -127,7 +128,7 @@ def counts_in_usage(usage: Any) -> TokenCounts | None:
 
 def drafts_in(told: Any, drafted: str, accepted: str) -> tuple[int | None, int | None]:
     """Read drafted and accepted tokens under these names. More accepted than drafted are no counts."""
-    if not isinstance(told, Mapping):
+    if not isinstance(told, dict):
         return None, None
     drafted_tokens, accepted_tokens = count_in(told.get(drafted)), count_in(told.get(accepted))
     if drafted_tokens is None or (accepted_tokens or 0) > drafted_tokens:

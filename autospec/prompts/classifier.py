@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from string import ascii_lowercase
 from typing import Any, Final
 
 from autospec.cells import PromptType
@@ -207,8 +208,8 @@ _REMEMBERED_TEXTS: Final = 256
 # Cached words: those that people use again and again.
 _REMEMBERED_WORDS: Final = 4096
 WORD: Final = re.compile(r"[^\W\d_]+")
-# The same in a folded ASCII text, in half the time.
-_ASCII_WORD: Final = re.compile(r"[a-z]+")
+# Makes a blank of every byte of an ASCII text that is no small letter: a quarter of the pattern's time.
+_LETTERS: Final = bytes(code if chr(code) in ascii_lowercase else 0x20 for code in range(256))
 # Scripts without spaces, or with endings attached to words.
 _WIDE: Final = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 
@@ -225,11 +226,12 @@ def find_cues(text: str) -> tuple[tuple[PromptType, float, str], ...]:
 @lru_cache(_REMEMBERED_TEXTS)
 def _words(text: str) -> tuple[str, ...]:
     """The words of a folded text; cached, because the cues and the features both need them."""
-    return tuple((_ASCII_WORD if text.isascii() else WORD).findall(text))
+    if text.isascii():
+        return tuple(text.encode().translate(_LETTERS).decode().split())
+    return tuple(WORD.findall(text))
 
 
 def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
-    index = _index()
     words = _words(text)
     spoken = f" {' '.join(words)} "
     opening = spoken[:_OPENING_CHARS]
@@ -242,11 +244,24 @@ def _cues(text: str) -> Iterator[tuple[PromptType, float, str]]:
         for phrase, kind, weight in phrases:
             if phrase in spoken:
                 yield kind, weight * _bonus(phrase, opening), phrase.strip()
-    # In the text's order, as the words are: of two cues with the same weight the first is the reason.
-    for sign in sorted(index.marks.keys() & set(text), key=text.index):
-        for mark, kind, weight in index.marks[sign]:
-            if mark in text:
-                yield kind, weight * _bonus(mark, text[:_OPENING_CHARS]), mark
+    for mark, kind, weight in _marks_in(text):
+        yield kind, weight * _bonus(mark, text[:_OPENING_CHARS]), mark
+
+
+def _marks_in(text: str) -> list[_Phrase]:
+    """The marks of a text in its order, as the words are: of two cues with the same weight the first is the reason."""
+    if text.isascii():
+        # A few marks: searching for each takes less time than looking which signs a text has.
+        found = [mark for mark in _ascii_marks() if mark[0] in text]
+        return sorted(found, key=lambda mark: text.index(mark[0][0])) if len(found) > 1 else found
+    marks = _index().marks
+    signs = sorted(marks.keys() & set(text), key=text.index)
+    return [mark for sign in signs for mark in marks[sign] if mark[0] in text]
+
+
+@cache
+def _ascii_marks() -> tuple[_Phrase, ...]:
+    return tuple(mark for marks in _index().marks.values() for mark in marks if mark[0].isascii())
 
 
 @lru_cache(_REMEMBERED_WORDS)
@@ -329,8 +344,8 @@ _WIDE_QUESTION, _WIDE_COLON = "\uff1f", "\uff1a"
 class PromptFeatures:
     """Features of the user's last text.
 
-    `paragraphs` are folded and have their weights in the ask; `material_chars` are outside the ask. `numbers`, `negations` and `words`
-    count in the ask. `skeleton` is an object to fill in.
+    `paragraphs` are folded and have their weights in the ask; `material_chars` are outside the ask. `negations` and `words` count in
+    the ask, `numbers` only if it is a question, where they are evidence. `skeleton` is an object to fill in.
     """
 
     paragraphs: tuple[tuple[str, float], ...]
@@ -357,6 +372,9 @@ class PromptFeatures:
         said = " ".join(paragraph for paragraph, weight in ask if weight == 1.0)
         words = [word for paragraph, weight in ask if weight == 1.0 for word in _words(paragraph)]
         signs = frozenset(folded)
+        question = any(
+            part.rstrip('" ').endswith(("?", _WIDE_QUESTION)) for part, weight in ask if weight == 1.0
+        ) or bool(words and words[0] in lists.question_words)
         return cls(
             paragraphs=tuple(ask),
             material_chars=text.chars - len(said),
@@ -364,15 +382,12 @@ class PromptFeatures:
             code=_found(lists.code_marks, folded, signs) >= (2 if _FENCE in whole else 3),
             sourced=_found(lists.source_marks, folded, signs) > 0,
             formula=_has_formula(folded, signs),
-            question=any(
-                part.rstrip('" ').endswith(("?", _WIDE_QUESTION)) for part, weight in ask if weight == 1.0
-            )
-            or bool(words and words[0] in lists.question_words),
+            question=question,
             skeleton=_SKELETON.search(folded) is not None,
             greeting=bool(words and words[0] in lists.greetings)
             or said.startswith(("こん", "你好", "您好", "おは")),
             negations=sum(map(lists.negations.__contains__, words)) + said.count("不"),
-            numbers=len(_NUMBER.findall(said)),
+            numbers=len(_NUMBER.findall(said)) if question else 0,
             words=len(words),
         )
 

@@ -138,7 +138,7 @@ def fold(text: str) -> str:
 
 
 def read_request(body: Mapping[str, Any]) -> RequestText:
-    """Read a parsed request body of any supported API."""
+    """Read a parsed request body of any supported API; what it holds are dicts and lists, as JSON's parsers make them."""
     if isinstance(body.get("input_prefix"), str) or isinstance(body.get("input_suffix"), str):
         return RequestText(fim=True, raw=True)
     tools, schema = _tools(body), _schema(body)
@@ -169,18 +169,18 @@ def _tools(body: Mapping[str, Any]) -> str:
 
 def _tool_name(tool: Any) -> str:
     """The name of a tool in OpenAI's or Anthropic's form; empty if it has none."""
-    described = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    name = described.get("name") if isinstance(described, Mapping) else None
+    described = tool.get("function", tool) if isinstance(tool, dict) else None
+    name = described.get("name") if isinstance(described, dict) else None
     return name if isinstance(name, str) else ""
 
 
 def _schema(body: Mapping[str, Any]) -> str:
     wanted = body.get("response_format")
-    if isinstance(wanted, Mapping) and wanted.get("type") in ("json_schema", "json_object"):
+    if isinstance(wanted, dict) and wanted.get("type") in ("json_schema", "json_object"):
         return "response_format"
     text = body.get("text")
-    form = text.get("format") if isinstance(text, Mapping) else body.get("format")
-    if isinstance(form, Mapping) and (form.get("type") in ("json_schema", "json_object")):
+    form = text.get("format") if isinstance(text, dict) else body.get("format")
+    if isinstance(form, dict) and (form.get("type") in ("json_schema", "json_object")):
         return "text.format"
     return next((key for key in ("json_schema", "grammar", "guided_json") if body.get(key)), "")
 
@@ -194,7 +194,7 @@ def _conversation(messages: list[Any], body: Mapping[str, Any], tools: str, sche
     answered = Text()
     turns = 0
     for message in (*early, *late):
-        if not isinstance(message, Mapping):
+        if not isinstance(message, dict):
             continue
         if not tools and _has_tool_traffic(message):
             tools = "tool-results"
@@ -226,8 +226,7 @@ def _has_tool_traffic(message: Mapping[str, Any]) -> bool:
         return True
     content = message.get("content")
     return isinstance(content, list) and any(
-        isinstance(part, Mapping) and part.get("type") in ("tool_use", "tool_result")
-        for part in _ends(content)
+        isinstance(part, dict) and part.get("type") in ("tool_use", "tool_result") for part in _ends(content)
     )
 
 
@@ -240,7 +239,7 @@ def _content(content: Any) -> str:
     texts = [
         part["text"]
         for part in _ends(content)
-        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
     ]
     # The ends of each part suffice; joining whole documents would be slow.
     return "\n\n".join(

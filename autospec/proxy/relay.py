@@ -129,7 +129,7 @@ class _WaitingStream:
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
         self._response: web.StreamResponse | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -138,9 +138,12 @@ class _WaitingStream:
         return self._response
 
     def start(self) -> None:
-        """Send comments from now on, unless that has begun. A timer, because most requests need not wait."""
+        """Send comments from now on, unless that has begun.
+
+        A timer, because few requests wait so long; and not even a timer for the many that get a server in this turn of the loop.
+        """
         if self._timer is None and self._response is None:
-            self._timer = asyncio.get_running_loop().call_later(_FIRST_COMMENT_S, self._begin)
+            self._timer = asyncio.get_running_loop().call_soon(self._wait)
 
     def leased(self) -> None:
         """The wait for a server is over: do not begin any more. A stream that has begun goes on until `stop`."""
@@ -165,6 +168,9 @@ class _WaitingStream:
             await self._response.write(told)
             await self._response.write_eof()
         return self._response
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_FIRST_COMMENT_S, self._begin)
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._comment())

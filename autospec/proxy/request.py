@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 
 from autospec.cells import PromptType
 from autospec.proxy.errors import ProxyProblem
@@ -47,23 +47,27 @@ DRAFTING = "x-autospec-drafting"
 LIMIT = "x-autospec-limit"  # of answers only
 WHY = "x-autospec-why"  # likewise: why there is no drafting
 
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
+
+def _names(*names: str) -> frozenset[istr]:
+    """Names of headers, which `istr` makes comparable once and not with each search."""
+    return frozenset(map(istr, names))
+
+
+_HOP_BY_HOP = _names(
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 )
 # Host and Content-Length belong to the new request, the proxy has answered Expect, the last two are for the proxy.
-_NOT_FOR_BACKEND = _HOP_BY_HOP | {"host", "content-length", "expect", PROMPT_TYPE, DRAFTING}
+_NOT_FOR_BACKEND = _HOP_BY_HOP | _names("host", "content-length", "expect", PROMPT_TYPE, DRAFTING)
 # They may hold the proxy's own key, which a backend must not see.
-_CREDENTIALS = frozenset({"authorization", "x-api-key"})
+_WITHOUT_CREDENTIALS = _NOT_FOR_BACKEND | _names("authorization", "x-api-key")
 
 
 def for_backend(headers: Iterable[tuple[str, str]], *, keep_credentials: bool) -> CIMultiDict[str]:
@@ -76,8 +80,7 @@ def for_backend(headers: Iterable[tuple[str, str]], *, keep_credentials: bool) -
     Raises:
         UnicodeEncodeError: A value is not UTF-8.
     """
-    dropped = _NOT_FOR_BACKEND if keep_credentials else _NOT_FOR_BACKEND | _CREDENTIALS
-    passed = _without(headers, dropped)
+    passed = _without(headers, _NOT_FOR_BACKEND if keep_credentials else _WITHOUT_CREDENTIALS)
     for value in passed.values():
         value.encode()
     return passed
@@ -88,12 +91,14 @@ def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     return _without(headers, _HOP_BY_HOP)
 
 
-def _without(headers: Iterable[tuple[str, str]], dropped: frozenset[str]) -> CIMultiDict[str]:
+def _without(headers: Iterable[tuple[str, str]], dropped: frozenset[istr]) -> CIMultiDict[str]:
     # To search for each name to drop takes half the time of a look at each header.
     passed = CIMultiDict(headers)
     named = [word.strip() for line in passed.getall("Connection", ()) for word in line.split(",")]
-    for name in (*dropped, *named):
+    for name in dropped:
         passed.popall(name, None)
+    for word in named:
+        passed.popall(word, None)
     return passed
 
 
@@ -350,18 +355,23 @@ def prompt_size(document: Mapping[str, Any]) -> tuple[int, int]:
 def _size(value: Any, depth: int) -> tuple[int, int]:
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="surrogatepass")), 0
-    if not isinstance(value, list | dict) or depth == 0:
+    if depth == 0:
         return 0, 0
-    ids = 0
+    text_bytes = ids = 0
     if isinstance(value, dict):
         parts = [v for key, v in value.items() if key not in _NOT_TEXT]
-    else:
+    elif isinstance(value, list):
         # llama-server takes ids and texts in one list. Counting 30 000 ids so takes less time than parsing them did.
         ids, parts = list(map(type, value)).count(int), value
         if ids:
             parts = [part for part in value if type(part) is not int] if ids < len(value) else []
-    sizes = [_size(part, depth - 1) for part in parts]
-    return sum(text for text, _ in sizes), ids + sum(own for _, own in sizes)
+    else:
+        return 0, 0
+    for part in parts:
+        part_bytes, part_ids = _size(part, depth - 1)
+        text_bytes += part_bytes
+        ids += part_ids
+    return text_bytes, ids
 
 
 def temperature_of(document: Mapping[str, Any]) -> float | None:
@@ -393,7 +403,10 @@ def _loads(content: bytes) -> Any:
 
 def _is_plain(headers: Mapping[str, str]) -> bool:
     """False if any Content-Encoding line names a coding."""
-    codings = (value for name, value in headers.items() if name.lower() == "content-encoding")
+    # The length first: most names have another one.
+    codings = [
+        value for name, value in headers.items() if len(name) == 16 and name.lower() == "content-encoding"
+    ]
     return all(word.strip().lower() in ("", "identity") for value in codings for word in value.split(","))
 
 

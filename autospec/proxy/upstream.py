@@ -33,6 +33,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _SENT_AT_ONCE_BYTES = 256 * 1024
 # llama-server closes idle connections after 5 s (server-http.cpp).
 _IDLE_S = 3.0
+# Timers have the resolution of the loop's clock, a millisecond with uvloop.
+_EARLY_S = 0.01
 # The smallest number of threads of any build is 3 (slots + 2, later + 4): one stays free for clients that bypass the proxy.
 _MOST_IDLE = 2
 # With a growing pool: enough for any number of slots. The threads of such a pool end at 1024 more than `--threads-http`.
@@ -68,6 +70,7 @@ class Upstream:
         self._open: defaultdict[_Origin, set[_BackendConnection]] = defaultdict(set)
         self._idle: dict[_Origin, list[_BackendConnection]] = {}
         self._closed = False
+        self._sweep: asyncio.TimerHandle | None = None
 
     async def ask(
         self,
@@ -117,6 +120,8 @@ class Upstream:
     def close(self) -> None:
         """Close the kept connections."""
         self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
         for kept in [connection for idle in self._idle.values() for connection in idle]:
             kept.drop()
 
@@ -169,7 +174,6 @@ class Upstream:
         if not idle:
             return None
         connection = idle.pop()
-        connection.awake()
         return None if connection.closing else connection
 
     def keep(self, connection: _BackendConnection) -> None:
@@ -179,7 +183,21 @@ class Upstream:
             connection.drop()
             return
         self._idle.setdefault(place, []).append(connection)
-        connection.rest(self._loop.call_later(_IDLE_S, connection.drop))
+        connection.rest(self._loop.time())
+        # One timer for all: a timer of its own for each request costs more than its headers.
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(_IDLE_S, self._drop_idle)
+
+    def _drop_idle(self) -> None:
+        """Close what has been idle for long, and look again when the next one will have been."""
+        self._sweep = None
+        now_s = self._loop.time()
+        for connection in [connection for idle in self._idle.values() for connection in idle]:
+            if now_s - connection.idle_since_s >= _IDLE_S - _EARLY_S:
+                connection.drop()
+        oldest_s = min((one.idle_since_s for idle in self._idle.values() for one in idle), default=None)
+        if oldest_s is not None:
+            self._sweep = self._loop.call_at(oldest_s + _IDLE_S, self._drop_idle)
 
     def _has_room_for(self, connection: _BackendConnection) -> bool:
         """True if the server can spare the thread of one more idle connection."""
@@ -208,8 +226,8 @@ class _BackendConnection(asyncio.Protocol):
         self.growing_pool = growing_pool
         self.answer: Answer | None = None
         self._upstream = upstream
+        self.idle_since_s = 0.0  # by the loop's clock
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._room: asyncio.Event | None = None
 
     @property
@@ -244,7 +262,6 @@ class _BackendConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self.awake()
         self._upstream.forget(self)
         if self._room is not None:
             self._room.set()
@@ -277,15 +294,9 @@ class _BackendConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.resume_reading()
 
-    def rest(self, timer: asyncio.TimerHandle) -> None:
-        """Idle until the timer closes it."""
-        self.answer, self._timer = None, timer
-
-    def awake(self) -> None:
-        """No longer idle."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def rest(self, now_s: float) -> None:
+        """Idle from now on."""
+        self.answer, self.idle_since_s = None, now_s
 
     def drop(self) -> None:
         self._upstream.forget(self)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
+
+import orjson
 
 from autospec.backends.openai_http import TokenCounts, counts_in_timings, counts_in_usage
 from autospec.cells import PromptType
@@ -35,8 +38,10 @@ _KEPT_BYTES = 16 * 1024
 _SMALL_BYTES = 4096
 _MOST_PARTS = 256
 
-_TIMINGS = re.compile(rb'"timings":\s*(?=\{)')
-_USAGE = re.compile(rb'"usage":\s*(?=\{)')
+_TIMINGS = b'"timings":'
+_USAGE = b'"usage":'
+_OBJECT = re.compile(rb"\s*(?=\{)")
+_FLAT = re.compile(rb"\{[^{}]*\}")
 _DECODER = json.JSONDecoder()
 # The ends of streams: OpenAI, Anthropic, Responses API, llama.cpp, an error.
 _ENDS = re.compile(
@@ -91,15 +96,27 @@ def saw_the_end(tail: bytes) -> bool:
     return _ENDS.search(tail) is not None
 
 
-def _last_objects(before: re.Pattern[bytes], tail: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects behind a name, the last one first."""
-    for match in reversed(list(before.finditer(tail))):
-        text = tail[match.end() :].decode(errors="replace")
-        try:
-            value, _ = _DECODER.raw_decode(text)
-        except (ValueError, RecursionError):  # cut off, or nested thousands deep
+def _last_objects(name: bytes, tail: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects behind a name, the last one first: searched for from the end, near which they are."""
+    end = len(tail)
+    while (end := tail.rfind(name, 0, end)) >= 0:
+        if (before := _OBJECT.match(tail, end + len(name))) is None:
             continue
-        yield value
+        if (value := _decoded(tail, before.end())) is not None:
+            yield value
+
+
+def _decoded(tail: bytes, start: int) -> dict[str, Any] | None:
+    """The JSON object that begins there; ``None`` if it is cut off, or nested thousands deep."""
+    with suppress(orjson.JSONDecodeError):
+        # Usually it holds no other. A brace in a string ends the match too soon, inside of the string, so nothing wrong is read.
+        if (flat := _FLAT.match(tail, start)) is not None:
+            return cast("dict[str, Any]", orjson.loads(flat[0]))
+    try:
+        value, _ = _DECODER.raw_decode(tail[start:].decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", value)
 
 
 @lru_cache(256)

@@ -4,7 +4,7 @@
 streams tokens at a fixed pace without computing, so that no model hides the proxy. The output is the time from sending a request
 to its first byte, direct and through the proxy, at 1, 8 and 64 streams, with the differences of the quantiles; and the proxy
 process's processor time per streamed token. A pipe that does not read the bytes shows the minimum of any proxy on this event
-loop and machine.
+loop and machine. ``--floors`` adds two servers that only relay (`studies/bench/floors.py`): aiohttp's, and a bare one.
 
 The proxy is measured twice: with its own HTTP client, and with aiohttp's in its place (``--client`` chooses one). The second
 table has the ratios of the two. Every figure is the median of the repeats, with the smallest and the largest; only p99 is
@@ -63,6 +63,7 @@ from autospec.report.selection import Question, select
 from autospec.settings import load_settings
 from autospec.store.reader import read_recommendations
 from studies.bench.aiohttp_upstream import AiohttpUpstream
+from studies.bench.floors import FLOORS
 from studies.bench.pipe import pipe
 from tests.proxy.harness import LentServer, OneModel
 
@@ -269,12 +270,15 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 @contextlib.contextmanager
-def open_ways(loop: str, clients: Sequence[str]) -> Iterator[dict[str, Way]]:
-    """Start the backend, the pipe, and a proxy for each client."""
+def open_ways(loop: str, clients: Sequence[str], floors: Sequence[str] = ()) -> Iterator[dict[str, Way]]:
+    """Start the backend, the pipe, the floors, and a proxy for each client."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         backend, _ = stack.enter_context(child("--stand-in"))
         ways = {"direct": Way(backend, None)}
         ways["pipe"] = Way(*stack.enter_context(child("--loop", loop, "--pipe", str(backend))))
+        for floor in floors:
+            command = ("--loop", loop, "--floor", floor, f"http://127.0.0.1:{backend}")
+            ways[floor] = Way(*stack.enter_context(child(*command)))
         for client in clients:
             command = ("--loop", loop, "--proxy", f"http://127.0.0.1:{backend}", folder, client)
             ways[client] = Way(*stack.enter_context(child(*command)))
@@ -283,7 +287,15 @@ def open_ways(loop: str, clients: Sequence[str]) -> Iterator[dict[str, Way]]:
         yield ways
 
 
-def overhead(seconds: float, repeats: int, loop: str, numbers: Sequence[int], clients: Sequence[str]) -> None:
+def overhead(
+    seconds: float,
+    repeats: int,
+    loop: str,
+    numbers: Sequence[int],
+    clients: Sequence[str],
+    *,
+    floors: Sequence[str],
+) -> None:
     """Print what the proxy adds, on one event loop."""
     print(f"\n## {loop}\n")
     print(
@@ -291,7 +303,7 @@ def overhead(seconds: float, repeats: int, loop: str, numbers: Sequence[int], cl
     )
     print("|---:|---|---:|---:|---:|---:|---:|---:|")
     results: dict[int, Blocks] = {}
-    with open_ways(loop, clients) as ways:
+    with open_ways(loop, clients, floors) as ways:
         for streams in numbers:
             blocks: Blocks = {name: [] for name in ways}
             for number in range(repeats):
@@ -430,6 +442,8 @@ def main() -> None:
     parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--proxy", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--floor", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--floors", action="store_true", help="also servers that only relay")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
@@ -439,6 +453,8 @@ def main() -> None:
             run_on(args.loop, proxy(*args.proxy))
         elif args.pipe:
             run_on(args.loop, pipe(args.pipe))
+        elif args.floor:
+            run_on(args.loop, FLOORS[args.floor[0]](args.floor[1]))
         elif args.serve:
             run_on_best_loop(serve_model(args.serve))
         elif args.mixed:
@@ -447,7 +463,14 @@ def main() -> None:
             clients = CLIENTS if args.client == "both" else (args.client,)
             print(f"The server reads a prompt in {1000 * PROMPT_S:g} ms and gives {TOKENS} tokens.")
             for loop in [args.loop] if args.loop else dict.fromkeys(["asyncio", loop_name()]):
-                overhead(args.seconds, args.repeats, loop, args.streams or STREAMS, clients)
+                overhead(
+                    args.seconds,
+                    args.repeats,
+                    loop,
+                    args.streams or STREAMS,
+                    clients,
+                    floors=tuple(FLOORS) if args.floors else (),
+                )
             print(
                 "\nCPU per token is all of the proxy's work, requests included, divided by the tokens streamed; "
                 "the pipe reads nothing of what passes."

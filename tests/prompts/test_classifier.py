@@ -207,7 +207,7 @@ def test_whatever_a_body_holds_a_type_is_returned(body: dict[str, Any]):
 FORMULA = re.compile(
     r"\d\s*[-+*/^=×·]\s*\(?[\dxyz]|[xyz]\s*[\^²³=]|\b[fg]\(x\)|\d\s*% (?:of|de|von|di) \d|\\(?:frac|int|sum|sqrt)|[²³√∫∑≤≥]"
 )
-PIECES = ["3", " ", "+", "(", "x", "^", "=", "f(x)", "of(x)", "% of ", "%", "\\frac", "√", "def ", "();", "[1]", "资料", "c#", "ü", "_", "\n"]  # fmt: skip
+PIECES = ["3", " ", "+", "(", "x", "^", "=", "f(x)", "of(x)", "% of ", "%", "\\frac", "√", "def ", "();", "[1]", "资料", "c#", "node.js", ":)", "c++", "ü", "_", "\n"]  # fmt: skip
 
 
 def same_features(text: str) -> None:
@@ -216,6 +216,8 @@ def same_features(text: str) -> None:
     assert classifier._words(text) == tuple(classifier.WORD.findall(text))
     for marks in (keywords().code_marks, keywords().source_marks):
         assert classifier._found(marks, text, frozenset(text)) == sum(mark in text for mark in marks)
+    # A last letter that is in no mark makes a text one that is not ASCII, with the same marks.
+    assert classifier._marks_in(text) == classifier._marks_in(f"{text}ü")
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))

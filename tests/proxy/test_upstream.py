@@ -168,6 +168,27 @@ def test_a_connection_is_not_kept_where_it_must_not_be(reply):
     assert server.connections == 2
 
 
+def test_every_idle_connection_is_closed_in_its_time(monkeypatch: pytest.MonkeyPatch):
+    """By one timer for all, which looks again while one is left: they come to rest one after the other."""
+    monkeypatch.setattr(upstream_module, "_IDLE_S", 0.2)
+
+    async def scenario() -> int:
+        async with Server(*[PLAIN] * 4) as server:
+            upstream = Upstream()
+            held = [
+                await upstream.ask(server.base_url, "GET", "/x", [], b"", growing_pool=True) for _ in range(3)
+            ]
+            for answer in held:
+                assert await whole(answer) == b"ok"
+                await asyncio.sleep(0.05)
+            await until(lambda: not upstream._open)
+            assert upstream._sweep is None
+            upstream.close()
+            return server.connections
+
+    assert run(scenario()) == 3
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"])
 def test_an_empty_body_is_announced(method):
     """So that no server waits for one."""

@@ -81,6 +81,15 @@ def test_counts_of_another_shape_are_unknown(answer, counts):
     assert read_counts(json.dumps(answer).encode()) == counts
 
 
+@pytest.mark.parametrize("odd", [{"note": "}"}, {"note": '"{}"'}, {"nested": {"a": [{}]}}, {"note": '\\"}'}])
+def test_counts_beside_braces(odd):
+    """In a string or around another object, before the counts and behind them."""
+    for timings in ({**odd, **TIMINGS}, {**TIMINGS, **odd}):
+        assert read_counts(json.dumps({"timings": timings}).encode()) == read_counts(
+            json.dumps({"timings": TIMINGS}).encode()
+        )
+
+
 def test_a_number_without_end_and_a_nest_without_bottom():
     """What JSON can say and Python's parser refuses."""
     assert read_counts(b'{"timings": {"prompt_n": ' + b"9" * 5000 + b"}}") is None
