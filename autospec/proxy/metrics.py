@@ -252,7 +252,7 @@ def dashboard() -> str:
 
 # Samples that arrive within this time are one transaction. One takes 2 to 3 ms of processor time on a busy machine, whatever its
 # size, and while it is written, streams wait for the interpreter's lock. A proxy that is killed loses what it has gathered.
-_GATHER_S = 3.0
+_GATHER_S = 1.0
 # Most samples that wait while the database is locked (3 MB). Further ones are dropped and counted.
 _WAITING_LIMIT: Final = 10_000
 # Pruning is cheap, but it is a write.
