@@ -20,12 +20,12 @@ from autospec.errors import BackendError, LaunchError, SpeculationInactiveError,
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep, geometric_mean, mean_log_ratio
 from autospec.tuning.forecast import MOST_TOGETHER, Forecast
+from autospec.tuning.launched_forecast import LaunchedForecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
 from autospec.tuning.study import Ask
 from autospec.tuning.tasks import Task
-from autospec.tuning.told_forecast import ToldForecast
 from autospec.tuning.winners import trial_attributes, trial_values
 
 __all__ = ["Search"]
@@ -74,7 +74,7 @@ class Search:
         self._dead_arms: set[str] = set()
         self._reach = Reach(context.definition.rule.threshold)
         self._pairs: dict[str, dict[Drafting, list[Pair]]] = {}  # by cell key
-        self._told = ToldForecast(context.space, self._pairs)
+        self._from_launches = LaunchedForecast(context.space, self._pairs)
         self._idle = 0
         self.out_of_time = False
         self._trial_s: list[float] = []
@@ -148,20 +148,20 @@ class Search:
             (open_arms, self._definition.trials),
         ):
             if most > _TO_JUDGE and (
-                promising := self._told.next(active, self._known, open_arms.__contains__)
+                promising := self._from_launches.next(active, self._known, open_arms.__contains__)
             ):
                 return promising
             for drafting in [d for d in leaders if d not in self._known]:
                 arm = self._space.arm_of(drafting)
                 few = arm in wanted and launched.count(arm) < most
-                if few and not self._told.too_slow(drafting, active):
+                if few and not self._from_launches.too_slow(drafting, active):
                     return drafting
         together = self._together(active)
         if together is not None or not open_arms:
             return together
         return leader.study.propose(
             self._known,
-            lambda d: self._space.arm_of(d) in open_arms and not self._told.too_slow(d, active),
+            lambda d: self._space.arm_of(d) in open_arms and not self._from_launches.too_slow(d, active),
         )
 
     def _try_together(self, done: int) -> None:

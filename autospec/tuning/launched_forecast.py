@@ -9,11 +9,11 @@ from scipy import special
 
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Pair
-from autospec.predict.told_counts import Foreseen, Launch, foresee, foresee_copies
+from autospec.predict.launched_counts import Foreseen, Launch, foresee, foresee_copies
 from autospec.tuning.cell import CellRun
 from autospec.tuning.space import Arm, Space
 
-__all__ = ["ToldForecast"]
+__all__ = ["LaunchedForecast"]
 
 # A launch is worth it if the gains that are expected of it, summed over the prompt types, are larger.
 _WORTH = 0.01
@@ -27,7 +27,7 @@ _Pairs = Mapping[str, Mapping[Drafting, Sequence[Pair]]]  # by cell key
 _Foreseen = Mapping[str, Mapping[Drafting, Foreseen]]
 
 
-class ToldForecast:
+class LaunchedForecast:
     """Expectations for the arms of a space that were launched and cannot be predicted.
 
     `pairs` has, by cell key and drafting, the pairs of all launches, at most one of each prompt; it grows while the search goes on.

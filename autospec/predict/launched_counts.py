@@ -1,6 +1,6 @@
 """What a draft that could not be read would do with other settings, from the counts and times of its launches.
 
-Where no answer can be replayed, each launch still tells how many tokens were drafted and accepted and how long that took. A
+Where no answer can be replayed, each launch still shows how many tokens were drafted and accepted and how long that took. A
 model of few numbers explains them:
 
 * the draft is right with the chance a, the same at every token of a prompt type;

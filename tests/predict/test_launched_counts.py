@@ -11,9 +11,9 @@ import pytest
 from autospec.backends.protocol import Completion, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.predict.launched_counts import DraftNumbers, Launch, cycles, foresee, foresee_copies
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.profile import AnswerProfile
-from autospec.predict.told_counts import DraftNumbers, Launch, cycles, foresee, foresee_copies
 from tests.predict.machine import Costs, Machine
 
 TOKENS = 4000
