@@ -13,7 +13,7 @@ from autospec.errors import RequestError
 from autospec.hardware.metal import on_metal
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
-from autospec.measure.measurements import Measurement, Pair, Phase, enough_tokens, token_ms_of
+from autospec.measure.measurements import CUT, Measurement, Pair, Phase, enough_tokens, token_ms_of
 from autospec.prompts.suite import Prompt
 
 __all__ = ["Asking", "OffLength", "busy", "disturbance", "measure"]
@@ -87,7 +87,7 @@ class Asking:
 
     def longest_answer(self, prompt_id: str) -> str | None:
         """The newest text without drafting; that with drafting where the former was cut shorter."""
-        off, drafted = (self._answers.get((prompt_id, side)) for side in (True, False))
+        off, drafted = self.answer(prompt_id, off=True), self.answer(prompt_id, off=False)
         if off is None:
             return None
         return drafted.text if drafted is not None and _is_cut(off, drafted) else off.text
@@ -214,7 +214,7 @@ def measure(
 
 
 def _is_cut(shorter: Completion, longer: Completion) -> bool:
-    return shorter.finish_reason in {"", "length"} and shorter.predicted_tokens < longer.predicted_tokens
+    return shorter.finish_reason in CUT and shorter.predicted_tokens < longer.predicted_tokens
 
 
 def _agree(first: Completion, second: Completion) -> bool:

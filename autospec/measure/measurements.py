@@ -22,6 +22,7 @@ from autospec.measure.depth_costs import DepthCosts, DepthRise
 __all__ = [
     "AS_MEASURED",
     "CACHED_SHARE",
+    "CUT",
     "MAX_PAIR_GAP_S",
     "Measurement",
     "Pair",
@@ -87,7 +88,7 @@ CACHED_SHARE: Mapping[PromptType, float] = MappingProxyType(
 """Cached part of a prompt, assumed until live traffic shows it."""
 
 # Finish reasons of an answer that did not end by itself; servers that tell none count as such.
-_CUT = frozenset({"", "length"})
+CUT = frozenset({"", "length"})
 # Live requests of one type that are needed to know their length.
 _LEAST_SAMPLES = 30
 
@@ -241,7 +242,7 @@ class Shapes:
             off.prompt_id,
             prompt_tokens=off.prompt_tokens,
             answer_tokens=off.predicted_tokens,
-            ended=off.finish_reason not in _CUT,
+            ended=off.finish_reason not in CUT,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -417,7 +418,7 @@ def paired(off: Measurement, drafted: Measurement, shapes: Shapes | None = None)
 def _continued(off: Measurement, drafted: Measurement, depth: DepthCosts | None) -> Measurement:
     token_ms = token_ms_of(off)
     longer = drafted.predicted_tokens - off.predicted_tokens
-    if off.finish_reason not in _CUT or longer <= 0 or math.isnan(token_ms):
+    if off.finish_reason not in CUT or longer <= 0 or math.isnan(token_ms):
         return off
     if depth is not None:
         # The middle of the answer moves by half of what is added to it.

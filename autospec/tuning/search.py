@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autospec.drafting import OFF, Drafting, Mode
@@ -139,23 +139,16 @@ class Search:
             if promising is not None:
                 return promising
         open_arms = {a for a in self._space.arms if self._is_open(a, active)}
-        # Each arm once, and those that lead once more, which shows what they cost; then what the launches promise.
-        launched = [self._space.arm_of(d) for d in self._known]
         leading = {self._space.arm_of(cell.best[0]) for cell in active if cell.best}
-        for wanted, most in (
-            (open_arms, 1),
-            (open_arms & leading, _TO_JUDGE),
-            (open_arms, self._definition.trials),
-        ):
-            if most > _TO_JUDGE and (
-                promising := self._from_launches.next(active, self._known, open_arms.__contains__)
-            ):
-                return promising
-            for drafting in [d for d in leaders if d not in self._known]:
-                arm = self._space.arm_of(drafting)
-                few = arm in wanted and launched.count(arm) < most
-                if few and not self._from_launches.too_slow(drafting, active):
-                    return drafting
+        # Each arm once, and those that lead once more, which shows what they cost; then what the launches promise.
+        drafting = (
+            self._leader(leaders, open_arms, active, 1)
+            or self._leader(leaders, open_arms & leading, active, _TO_JUDGE)
+            or self._from_launches.next(active, self._known, open_arms.__contains__)
+            or self._leader(leaders, open_arms, active, self._definition.trials)
+        )
+        if drafting is not None:
+            return drafting
         together = self._together(active)
         if together is not None or not open_arms:
             return together
@@ -163,6 +156,19 @@ class Search:
             self._known,
             lambda d: self._space.arm_of(d) in open_arms and not self._from_launches.too_slow(d, active),
         )
+
+    def _leader(
+        self, leaders: Sequence[Drafting], arms: Collection[Arm], active: Sequence[CellRun], most: int
+    ) -> Drafting | None:
+        """The first leader of these arms that is not known to be slow, of arms with fewer than `most` launches."""
+        launched = [self._space.arm_of(d) for d in self._known]
+        for drafting in leaders:
+            arm = self._space.arm_of(drafting)
+            if drafting in self._known or arm not in arms or launched.count(arm) >= most:
+                continue
+            if not self._from_launches.too_slow(drafting, active):
+                return drafting
+        return None
 
     def _try_together(self, done: int) -> None:
         """Once the trials or the patience are spent: several modes together, as long as time allows."""
