@@ -1,7 +1,7 @@
 """How the search uses predictions: which drafting to launch next, which never, and when predictions are not trusted.
 
-Modes beside a draft model are too many to predict all. Once no drafting of a single mode is worth a launch, the best of them
-are put together, and such a drafting is launched if it is expected to beat everything that was tried.
+Modes beside a draft model are too many to predict all: the draftings of single modes that are expected to be best are put
+together.
 """
 
 from __future__ import annotations
@@ -83,17 +83,17 @@ class Forecast:
     def next(self, cells: Sequence[CellRun], known: set[Drafting], dead_arms: set[str]) -> Drafting | None:
         """The drafting whose launch promises most; ``None`` if none is worth one.
 
-        First the drafting that is expected to beat the tried ones (and off) by most, summed over cells. If there is none: the
-        draft that was never launched and whose optimistic end clears the threshold, as one launch measures its costs and
-        makes the next prediction more certain. A draft whose costs were wrong gets a second such launch, with another n_max.
-        Last: several modes together that are expected to beat the tried draftings.
+        First the drafting that is expected to beat the tried ones (and off) by most, summed over cells; it may have several
+        modes. If there is none: the draft that was never launched and whose optimistic end clears the threshold, as one launch
+        measures its costs and makes the next prediction more certain. A draft whose costs were wrong gets a second such launch,
+        with another n_max.
         """
         single = self._open(self._grid, known, dead_arms)
-        best = self._most_promising(single, cells) or self._most_instructive(single, cells)
-        if best is not None or sum(bool(d.beside) for d in known) >= MOST_TOGETHER:
-            return best
-        self._put_together(cells, dead_arms)
-        return self._most_promising(self._open(self._together, known, dead_arms), cells)
+        together: list[Drafting] = []
+        if sum(bool(d.beside) for d in known) < MOST_TOGETHER:
+            self._put_together(cells, dead_arms)
+            together = self._open(self._together, known, dead_arms)
+        return self._most_promising([*single, *together], cells) or self._most_instructive(single, cells)
 
     def _open(
         self, draftings: Sequence[Drafting], known: set[Drafting], dead_arms: set[str]
@@ -286,6 +286,7 @@ class Forecast:
             "acceptance": None if math.isnan(prediction.acceptance) else round(prediction.acceptance, 4),
             "acceptance_by_position": [round(a, 4) for a in places],
             "tokens_per_cycle": round(prediction.tokens_per_cycle, 3),
+            "prompts_spread": round(prediction.prompts_error * math.sqrt(prediction.answers), 4),
             "token_ms": round(costs.plain_ms, 3),
             "main_ms": [round(float(v), 3) for v in costs.main_ms[: widest + 1]],
             "verify_ms": [round(float(v), 3) for v in costs.verify_ms[: widest + 1]],

@@ -24,6 +24,7 @@ from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, ModelFileError, RequestError
 from autospec.formats import counted
+from autospec.measure.measurements import enough_tokens
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
@@ -31,6 +32,7 @@ from autospec.predict.profile import AnswerProfile, Recording, Scorer
 from autospec.predict.recording import DraftPass, batch_sizes, pass_of, record, time_batches, typical_of
 from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
+from autospec.tuning.budget import Pace
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.depth_timing import DepthTiming
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
@@ -198,19 +200,35 @@ class Profiler:
             read = {name: _read(Recording.from_json, stored.get(name)) for name in wanted}
             found[c.cell.key] = {name: r for name, r in read.items() if r is not None}
         enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
-        places = self._places()
+        places, pace = self._places(), Pace()
         for cell, prompt in places:
             own = found[cell.cell.key]
-            if prompt.id in own:
-                continue
-            if own and self._late(enough_s):
-                continue
-            self._recorded(found, len(places))
-            request = self._asking.request(prompt)
-            own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
-            self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
+            if prompt.id not in own:
+                # A long prompt may take several times as long as the others: a shorter one after it may still fit.
+                if own and self._late(enough_s + pace.request_s(cell.cell.key, OFF, prompt.size_bytes)):
+                    continue
+                self._recorded(found, len(places))
+                request = self._asking.request(prompt)
+                own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
+                self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
+            pace.note(cell.cell.key, OFF, own[prompt.id].wall_ms / 1000.0, prompt.size_bytes)
         self._recorded(found, len(places))
+        self._pace(found)
         return found
+
+    def _pace(self, found: Mapping[str, Mapping[str, Recording]]) -> None:
+        """Let the tune expect requests to take what the recorded ones took, cut as those of a pair are."""
+        recorded = [r for own in found.values() for r in own.values() if len(r.answer_ids) > 1]
+        if not recorded:
+            return
+        most = enough_tokens(min(r.token_ms for r in recorded))
+        for cell in self._cells:
+            for prompt in self._prompts(cell):
+                r = found[cell.cell.key].get(prompt.id)
+                if r is not None and len(r.answer_ids) > 1:
+                    cut_ms = r.token_ms * max(0, len(r.answer_ids) - most)
+                    seconds = (r.wall_ms - cut_ms) / 1000.0
+                    self._context.pairing.pace.note(cell.cell.key, OFF, seconds, prompt.size_bytes)
 
     def _recorded(self, found: Mapping[str, Mapping[str, Recording]], of: int) -> None:
         """Report how many answers are recorded."""

@@ -40,7 +40,8 @@ _T = TypeVar("_T")
 
 # A disturbed pair is measured again at most so often; then the round continues without it.
 _REPEATS = 2
-# Assumptions before the proof: the standard deviation of the log ratio between prompts of one type, and an unknown gain.
+# Assumptions before the proof, without predictions: the standard deviation of the log ratio between prompts of one type, and
+# the gain.
 _USUAL_SPREAD = 0.15
 _USUAL_GAIN = math.log(1.1)
 # Prompts that differ by more than this (standard deviation of the log ratio) are worth a prediction.
@@ -126,6 +127,10 @@ class Proof:
         # If the runner-up is no better, the first drafting's proof continues, with its own share of the error rate.
         self._prove([c for c in turned if self._turns_back(c)])
 
+    def expected_s(self) -> float:
+        """Expected seconds until the winners are decided, as far as the time of requests is known."""
+        return self._expected_s([self._plan(c) for c in self._cells if self._wants(c)])
+
     def _prove(self, cells: Sequence[CellRun]) -> None:
         """Rounds of the cells' current winners, as long as one fits into the budget."""
         while plans := sorted(
@@ -152,7 +157,8 @@ class Proof:
         tasks = self._tasks(cell, cell.rounds + 1)
         todo = self._context.pairing.missing(tasks, cell.winner, Phase.PROVE, cell.rounds + 1)
         log_gain = self._log_gain(cell)
-        spread = self._spread.get((cell.cell.key, cell.winner), _USUAL_SPREAD)
+        predicted = (cell.prediction or {}).get("prompts_spread", _USUAL_SPREAD)
+        spread = self._spread.get((cell.cell.key, cell.winner), predicted)
         rounds = rounds_to_decide(log_gain, spread, rule, done=cell.rounds, per_round=len(tasks))
         round_s = sum(self._context.pairing.pair_s(task, cell.winner) for task in tasks)
         # Only a large gain is enabled before all prompts were asked, or predicted if that takes less than a round.

@@ -5,7 +5,8 @@ uncertain to rule them out. For draftings without a trusted prediction, one cell
 proposes a drafting, and all cells measure it. The space's leaders are the first such trials. A draft that was so slow that
 no other setting of it can win is not launched again. Several modes together are launched if the prediction expects a gain;
 or, where there is no prediction, if each of them gains alone in a cell. The search ends when nothing is worth a launch, when
-the trials or its share of the budget are spent, or when nothing has improved in any cell for a while.
+the trials or its share of the budget are spent, when the proofs need the rest of the time, or when nothing has improved in any
+cell for a while.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
 from autospec.tuning.study import Ask
 from autospec.tuning.tasks import Task
-from autospec.tuning.winners import trial_attributes, trial_values
+from autospec.tuning.winners import proof_comes_first, trial_attributes, trial_values
 
 __all__ = ["Search"]
 
@@ -99,7 +100,7 @@ class Search:
             leaders.sort(key=lambda d: d.draft not in news)
         while self._cells and done < self._definition.trials and self._idle < self._definition.patience:
             active = [c for c in self._cells if not self._hopeless(c)]
-            if not active:
+            if not active or self._proof_comes_first():
                 break
             if not self._time_for_another():
                 self.out_of_time = True
@@ -119,6 +120,15 @@ class Search:
         self._confirm()
         for cell in self._cells:
             cell.searched = True
+
+    def _proof_comes_first(self) -> bool:
+        trial_s = max(self._trial_s[-3:], default=0.0)
+        if not proof_comes_first(self._cells, self._context, self._forecast, trial_s):
+            return False
+        self._progress.tell(
+            "The gains are large and the time is short: they are proved before more settings are tried."
+        )
+        return True
 
     def _note_untried(self, active: Sequence[CellRun]) -> None:
         """Name what trials would have searched next: a head, for example, that cannot be predicted. The next tune tries it."""

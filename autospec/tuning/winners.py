@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Pair
-from autospec.tuning.cell import CellRun, acceptance, geometric_mean
+from autospec.measure.verdict import Rule
+from autospec.tuning.cell import CellRun, TuneContext, acceptance, geometric_mean
 from autospec.tuning.forecast import Forecast
+from autospec.tuning.proof import Proof
 from autospec.tuning.space import Space
+from autospec.tuning.tasks import Task
 
-__all__ = ["choose_winners", "trial_attributes", "trial_values"]
+__all__ = ["choose_winners", "proof_comes_first", "trial_attributes", "trial_values"]
 
 
 # One drafting for several prompt types saves launches in the proof and in use; this is worth 1 % of speed.
@@ -20,6 +24,10 @@ _CONSOLIDATION = 0.01
 # A drafting that a cell's own trials show to be further behind than this is not shared with that cell, whatever its
 # prediction: trials and predictions both err, and both must agree that nearly nothing is lost.
 _MEASURED_BEHIND = 0.05
+# A predicted gain is clear if it is so many times (as a log) the gain that outweighs prompts that were not asked.
+_CLEAR = 1.5
+# The search goes on where an untried drafting is expected to be faster than the winner by more than this.
+_EXPECTED_BEHIND = 0.05
 
 
 def choose_winners(
@@ -29,10 +37,11 @@ def choose_winners(
 
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
     measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was worth a launch gets
-    the drafting with the best expectation; its proof is then its only launch. A forecast values tried draftings over all recorded
+    the drafting with the best expectation, of all such cells; its proof is then its only launch. A forecast values tried draftings over all recorded
     prompts, which are more than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
     """
-    values = {id(c): _values(c, forecast) for c in cells}
+    expected = _expected_best([c for c in cells if not c.trial_values], forecast)
+    values = {id(c): _values(c, forecast, expected) for c in cells}
     left = [c for c in cells if values[id(c)]]
     while left:
         good = {id(c): _good(values[id(c)], c.trial_values) for c in left}
@@ -49,6 +58,44 @@ def choose_winners(
             cell.runner_up = _runner_up(chosen, values[id(cell)], cell.trial_values, space, threshold)
             cell.shares_rate = not cell.runner_up.is_off
             left.remove(cell)
+
+
+def proof_comes_first(
+    cells: Sequence[CellRun], context: TuneContext, forecast: Forecast | None, trial_s: float
+) -> bool:
+    """Whether another trial would take the time for the proofs, of winners whose gain is large and clear by now.
+
+    A trial corrects the predicted costs, and may find a better drafting. Where the budget is short and no better one is expected,
+    a verdict for one more prompt type is worth more. Without any trial the winners are the predicted ones; then there must be
+    time to prove them all. `trial_s` is what a trial takes; 0 if none has shown it.
+    """
+    rule = context.definition.rule
+    if forecast is None or not all(map(forecast.trusts, context.space.leaders())):
+        return False
+    chosen = [replace(c) for c in cells]
+    choose_winners(chosen, context.space, rule.threshold, forecast)
+    for cell in chosen:
+        if not _is_clear(cell, forecast, rule):
+            return False
+        cell.history = replace(cell.history, predictions=(forecast.figures(cell, cell.winner), None))
+        cell.runner_up = OFF  # it would be proved only if the winner fails
+    left_s = context.budget.until_end_s
+    proof_s = Proof(chosen, context, lambda _: None).expected_s()
+    first = [Task.of(c.cell.key, c.tune_prompts[0]) for c in cells]
+    trial_s = trial_s or context.pairing.expected_s(first, chosen[0].winner)
+    tried = any(c.trial_values for c in cells)
+    return left_s < proof_s + trial_s and (tried or proof_s <= left_s)
+
+
+def _is_clear(cell: CellRun, forecast: Forecast, rule: Rule) -> bool:
+    """Whether a cell's winner is expected to gain much, and no other drafting much more."""
+    cautious = None if cell.winner.is_off else forecast.cautious(cell, cell.winner)
+    best = forecast.best(cell)
+    if cautious is None or best is None:
+        return False
+    expected, most = forecast.expected(cell, cell.winner), forecast.expected(cell, best)
+    near = expected is not None and most is not None and expected >= (1.0 - _EXPECTED_BEHIND) * most
+    return near and math.log(cautious) > _CLEAR * rule.large_gain
 
 
 def _good(values: Mapping[Drafting, float], measured: Mapping[Drafting, float]) -> set[Drafting]:
@@ -82,14 +129,22 @@ def _runner_up(
     return max(others)[2] if others else OFF
 
 
-def _values(cell: CellRun, forecast: Forecast | None) -> dict[Drafting, float]:
-    """The value of each drafting that may win in a cell: speed ratio to off, less the luck of few prompts."""
+def _expected_best(cells: Sequence[CellRun], forecast: Forecast | None) -> set[Drafting]:
+    """The drafting of each cell that is expected to be fastest there."""
+    return set() if forecast is None else {d for c in cells if (d := forecast.best(c)) is not None}
+
+
+def _values(
+    cell: CellRun, forecast: Forecast | None, expected_best: Iterable[Drafting]
+) -> dict[Drafting, float]:
+    """The value of each drafting that may win in a cell: speed ratio to off, less the luck of few prompts.
+
+    Without a trial these are the draftings that are expected to be best in one of the cells.
+    """
     if forecast is None:
         return dict(cell.trial_values)
     if not cell.trial_values:
-        best = forecast.best(cell)
-        expected = forecast.expected(cell, best) if best is not None else None
-        return {best: expected} if best is not None and expected is not None else {}
+        return {d: v for d in expected_best if (v := forecast.expected(cell, d)) is not None}
     values = {}
     for drafting, measured in cell.trial_values.items():
         expected = forecast.cautious(cell, drafting) if forecast.trusts(drafting) else None

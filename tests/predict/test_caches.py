@@ -31,7 +31,7 @@ from autospec.predict.recording import pass_of, record, time_batches
 from autospec.predict.replay import proposals
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
-from autospec.tuning.budget import Budget
+from autospec.tuning.budget import Budget, Pace
 from autospec.tuning.cell import CellRun, TuneContext
 from autospec.tuning.definition import load_definition
 from autospec.tuning.launches import Launches
@@ -347,7 +347,8 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     study = SimpleNamespace(note=lambda *_: None)
     cell = CellRun(Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE), study, prompts, ())
     with Launches(backend, str(main), LaunchSettings(ARGS), resident=resident) as launches:
-        pairing = SimpleNamespace(calm=SimpleNamespace(after=lambda _: False), stand_for=lambda *_: None)
+        calm = SimpleNamespace(after=lambda _: False)
+        pairing = SimpleNamespace(calm=calm, stand_for=lambda *_: None, pace=Pace())
         asking = Asking("p", 48, 0.0, StateWatch(lambda: launches.pids))
         store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
         space = Space(arms, definition.space)
