@@ -11,6 +11,7 @@ nothing does not seem to gain because another type does.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,7 @@ Floats = npt.NDArray[np.float64]
 
 # The probability outside of an interval, both ends together. It only decides what to launch first.
 _LEVEL = 0.10
+_COSTS_QUANTILE = statistics.NormalDist().inv_cdf(1 - _LEVEL / 2)
 # Prompts of one type differ by about ten per cent in their gain. Two recorded prompts would show almost nothing of that, so
 # this prior counts as if measured with so many degrees of freedom (a scaled inverse-χ² prior: Gelman et al., *Bayesian Data
 # Analysis*, §3.3).
@@ -80,6 +82,7 @@ class Prediction:
         tokens_per_cycle: Tokens that a cycle yields on average.
         answers: Number of recorded answers behind it.
         prompts_error: Standard error of ln(ratio) by the choice of these prompts.
+        costs_error: Standard error of ln(ratio) by the costs.
     """
 
     drafting: Drafting
@@ -91,6 +94,12 @@ class Prediction:
     tokens_per_cycle: float
     answers: int
     prompts_error: float = 0.0
+    costs_error: float = 0.0
+
+    @property
+    def high_by_costs(self) -> float:
+        """The upper end of the interval if only the costs were uncertain: what a launch can show."""
+        return self.ratio * math.exp(_COSTS_QUANTILE * self.costs_error)
 
 
 def replay_drafts(
@@ -166,8 +175,7 @@ def predict(
     freedom = _PRIOR_FREEDOM + n - 1
     of_prompts = (_PRIOR_FREEDOM * _PROMPT_SPREAD**2 + (n - 1) * known) / freedom / n
     quantile = float(stats.t.ppf(1 - _LEVEL / 2, freedom))
-    normal = float(stats.norm.ppf(1 - _LEVEL / 2))
-    reach = np.sqrt(quantile**2 * of_prompts + normal**2 * of_costs)
+    reach = np.sqrt(quantile**2 * of_prompts + _COSTS_QUANTILE**2 * of_costs)
     drafted = np.sum([a.counts.drafted for a in answers], axis=0)
     accepted = np.sum([a.counts.accepted for a in answers], axis=0)
     cycles = np.sum([a.counts.cycles for a in answers], axis=0)
@@ -182,6 +190,7 @@ def predict(
             tokens_per_cycle=float((cycles[d] + accepted[d]) / cycles[d]) if cycles[d] else math.nan,
             answers=n,
             prompts_error=math.sqrt(of_prompts[d]),
+            costs_error=math.sqrt(of_costs[d]),
         )
         for d, drafting in enumerate(draftings)
     ]

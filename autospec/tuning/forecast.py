@@ -84,8 +84,8 @@ class Forecast:
         """The drafting whose launch promises most; ``None`` if none is worth one.
 
         First the drafting that is expected to beat the tried ones (and off) by most, summed over cells; it may have several
-        modes. If there is none: the draft that was never launched and whose optimistic end clears the threshold, as one launch
-        measures its costs and makes the next prediction more certain. A draft whose costs were wrong gets a second such launch,
+        modes. If there is none: the draft that was never launched and that would beat them if its costs were as low as they may
+        be, as one launch measures its costs. A draft whose costs were wrong gets a second such launch,
         with another n_max.
         """
         single = self._open(self._grid, known, dead_arms)
@@ -128,14 +128,14 @@ class Forecast:
         return best[1] if best is not None else None
 
     def _most_instructive(self, draftings: Sequence[Drafting], cells: Sequence[CellRun]) -> Drafting | None:
-        """The drafting whose launch measures unknown costs, and whose optimistic end is highest above the threshold."""
+        """The drafting whose launch measures unknown costs, and whose optimistic end by them is highest above the threshold."""
         bars = {cell.cell.key: self._bar(cell) for cell in cells}
         best: tuple[float, Drafting] | None = None
         for drafting in draftings:
             if not self._would_teach(drafting):
                 continue
             ends = [
-                math.log(p.high) - max(bars[c.cell.key], self._threshold)
+                math.log(p.high_by_costs) - max(bars[c.cell.key], self._threshold)
                 for c in cells
                 if (p := self._predictions(c).get(drafting)) is not None
             ]
