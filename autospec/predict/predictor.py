@@ -33,7 +33,8 @@ _DISTRUST = 3.0
 _LESS_SURE = 3.0
 # Drafted and accepted tokens of a launch may differ from the replayed ones by this part: batches round differently.
 _COUNTS_ALIKE = 0.1
-# An answer without drafting that takes this many times as long as before was disturbed: its pair would overrate the drafting.
+# An answer without drafting that takes this many times as long as before was disturbed: its pair would overrate the drafting. One with
+# drafting that takes so much longer than the launch's others with their own cycles: it would underrate it.
 _STALLED = 1.3
 # A draft beside its main model takes at most this many times as long for a prompt as alone.
 _MOST_PROMPT_FACTOR = 5.0
@@ -234,16 +235,27 @@ class Predictor:
         self._curves[path] = refit(curve, self._observations[path])
         return replace(check, refused=self._curves[path].refused)
 
-    def deviation(self, cell_key: str, drafting: Drafting, pairs: Sequence[Pair]) -> float:
-        """Mean of ln(measured ÷ predicted) over pairs of one cell, with the current costs; 0 without pairs."""
-        found = []
-        for pair in pairs:
-            counts = self.counts(cell_key, pair.off.prompt_id, drafting)
-            if counts is not None:
-                recording = self._by_prompt[cell_key, pair.off.prompt_id]
-                foreseen, _ = self._expected(cell_key, drafting, recording, counts)
-                found.append(_log_ratio(pair, recording) - foreseen)
-        return statistics.fmean(found) if found else 0.0
+    def deviations(self, drafting: Drafting, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, float]:
+        """Mean of ln(measured ÷ predicted) over one launch's pairs of each cell, with the current costs; 0 without known pairs.
+
+        One answer that had the replayed cycles and took much longer than the launch's others was disturbed: it counts as
+        they do.
+        """
+        found: dict[str, list[tuple[float, bool]]] = {key: [] for key in pairs}
+        for key, own in pairs.items():
+            for pair in own:
+                if (counts := self.counts(key, pair.off.prompt_id, drafting)) is not None:
+                    recording = self._by_prompt[key, pair.off.prompt_id]
+                    foreseen, _ = self._expected(key, drafting, recording, counts)
+                    found[key].append((_log_ratio(pair, recording) - foreseen, _replayed([(pair, counts)])))
+        every = [value for own in found.values() for value, _ in own]
+        usual = statistics.median(every) if len(every) > 2 else -math.inf
+        least = usual - math.log(_STALLED)
+        means = {}
+        for key, told in found.items():
+            counted = [usual if replayed and value < least else value for value, replayed in told]
+            means[key] = statistics.fmean(counted) if counted else 0.0
+        return means
 
     def log_ratios(self, cell_key: str, drafting: Drafting) -> dict[str, float]:
         """Prompt id → expected ln(speed ÷ baseline) of every recorded answer; empty if unknown."""

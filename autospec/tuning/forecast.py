@@ -198,10 +198,10 @@ class Forecast:
             )
         if check.refused:
             self._tell(f"{drafting.label}: {check.refused}")
+        deviations = self._predictor.deviations(drafting, pairs)
         for key, own in pairs.items():
             if key in before and own:
-                deviation = self._predictor.deviation(key, drafting, own)
-                self._tried[key, drafting] = deviation * len(own) / (len(own) + _SHRINK)
+                self._tried[key, drafting] = deviations[key] * len(own) / (len(own) + _SHRINK)
 
     def rule_out(self, cells: Sequence[CellRun]) -> list[dict[str, object]]:
         """The drafts and modes that were never launched because even their best case does not pay, and why, as JSON objects."""

@@ -408,7 +408,12 @@ class Proof:
         # If the next round takes no longer than predicting, it tells more.
         if predicting_s > self._context.pairing.expected_s(next_round, cell.winner):
             return {}
-        if not self._context.budget.allows(predicting_s):
+        first = [
+            plan
+            for plan in self._not_asked_yet(cell)
+            if plan.worth > worth(self._log_gain(cell), predicting_s)
+        ]
+        if not self._context.budget.allows(predicting_s + self._expected_s(first)):
             return {}
         try:
             return predictions.predict(cell, pairs)
@@ -417,6 +422,11 @@ class Proof:
                 f"{cell.prompt_type}: its proof continues without predictions. {error.message}"
             )
             return {}
+
+    def _not_asked_yet(self, cell: CellRun) -> list[_CellPlan]:
+        """Plans of the other cells that have had fewer rounds."""
+        others = [c for c in self._cells if c is not cell and c.rounds < cell.rounds and self._wants(c)]
+        return [self._plan(c) for c in others]
 
     def _predicting_s(self, cell: CellRun, missing: int) -> float:
         """Expected seconds to record `missing` prompts, and to read all answers with the winner's draft."""

@@ -213,8 +213,8 @@ def test_one_disturbed_answer_neither_condemns_nor_flatters_a_draft():
         check = predictor.observe(chosen, pairs)
         assert check is not None
         assert check.agrees
-        if slow_off:
-            assert predictor.deviation(CELL, chosen, pairs) == pytest.approx(0.0, abs=0.05)
+        found = predictor.deviations(chosen, {CELL: pairs})
+        assert found[CELL] == pytest.approx(0.0, abs=0.05)
 
 
 def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
@@ -232,8 +232,8 @@ def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
         for p in pairs
     ]
     stalled = [replace(p, off=off) for p, off in zip(pairs, slow, strict=True)]
-    calm = predictor.deviation(CELL, chosen, pairs)
-    assert predictor.deviation(CELL, chosen, stalled) == pytest.approx(calm, abs=0.005)
+    calm = predictor.deviations(chosen, {CELL: pairs})[CELL]
+    assert predictor.deviations(chosen, {CELL: stalled})[CELL] == pytest.approx(calm, abs=0.005)
 
 
 @pytest.mark.parametrize("timed", [True, False])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import pytest
+
 from autospec.backends.protocol import Completion, Request
 from autospec.measure.log_ratios import of_pairs
 from autospec.measure.measurements import Phase
@@ -13,7 +15,7 @@ from autospec.tuning import proof_predictions
 from autospec.tuning.profiling import RECORDING
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
-from tests.tuning.proofs import lab
+from tests.tuning.proofs import lab, ngram
 
 
 class Foretold:
@@ -100,6 +102,33 @@ def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkey
     assert (foretold.predicted, foretold.kept) == (0, 1)
     assert made.cells[0].decision.verdict is Verdict.UNDECIDED
     assert made.context.budget.spent_s <= 90.0 + 60.0
+
+
+@pytest.mark.parametrize(("budget_s", "asked"), [(200.0, 0), (1000.0, 1)])
+def test_a_type_that_was_not_asked_yet_comes_before_predictions(tmp_path, monkeypatch, budget_s, asked):
+    """Predicting takes 15 s. Where that leaves too little for a large gain's proof, the proof gets the time."""
+    gains = {"a": lambda text: gain_of(text), "b": lambda _: 2.5, "c": lambda _: 3.0}
+    made = lab(
+        tmp_path,
+        monkeypatch,
+        prove=16,
+        cells=(("c", ngram(4), 3.0), ("a", ngram(4), 1.2), ("b", ngram(6), 2.5)),
+        speedup=lambda _d, text: gains[text.split('"content": "')[1][0]](text),
+        budget_s=budget_s,
+    )
+    made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(0.8)
+    foretold = Foretold(exact())
+    predict = foretold.predict
+
+    def slow(*asked):
+        made.backend.clock.pass_by(15.0)
+        return predict(*asked)
+
+    foretold.predict = slow
+    Proof(made.cells, made.context, lambda _: None, predictions=foretold).run()
+    c, a, b = made.cells
+    assert (c.decision.verdict, b.decision.verdict) == (Verdict.ENABLE, Verdict.ENABLE)
+    assert foretold.predicted == asked
 
 
 class Words:
