@@ -413,7 +413,9 @@ class Proof:
             for plan in self._not_asked_yet(cell)
             if plan.worth > worth(self._log_gain(cell), predicting_s)
         ]
-        if not self._context.budget.allows(predicting_s + self._expected_s(first)):
+        # A large gain is one step from its verdict.
+        finishes = not first and statistics.fmean(medians) > rule.large_gain
+        if not self._context.budget.allows(predicting_s + self._expected_s(first), to_finish=finishes):
             return {}
         try:
             return predictions.predict(cell, pairs)

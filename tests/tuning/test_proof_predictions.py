@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -94,10 +95,13 @@ def test_a_loss_is_not_predicted(tmp_path, monkeypatch):
 
 
 def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkeypatch):
-    """A round took longer than expected, and the prediction's eight requests no longer fit."""
+    """The round's last request took a minute: now even the minute in which begun work may end is too short for eight more."""
     made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), budget_s=90.0)
     foretold = Foretold(exact())
-    made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(0.8)
+    numbers = itertools.count(1)
+    made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(
+        60.0 if next(numbers) == 16 else 0.8
+    )
     Proof(made.cells, made.context, lambda _: None, predictions=foretold).run()
     assert (foretold.predicted, foretold.kept) == (0, 1)
     assert made.cells[0].decision.verdict is Verdict.UNDECIDED
@@ -107,7 +111,7 @@ def test_nothing_is_recorded_when_the_budget_has_no_time_for_it(tmp_path, monkey
 @pytest.mark.parametrize(("budget_s", "asked"), [(200.0, 0), (1000.0, 1)])
 def test_a_type_that_was_not_asked_yet_comes_before_predictions(tmp_path, monkeypatch, budget_s, asked):
     """Predicting takes 15 s. Where that leaves too little for a large gain's proof, the proof gets the time."""
-    gains = {"a": lambda text: gain_of(text), "b": lambda _: 2.5, "c": lambda _: 3.0}
+    gains = {"a": gain_of, "b": lambda _: 2.5, "c": lambda _: 3.0}
     made = lab(
         tmp_path,
         monkeypatch,
@@ -126,9 +130,19 @@ def test_a_type_that_was_not_asked_yet_comes_before_predictions(tmp_path, monkey
 
     foretold.predict = slow
     Proof(made.cells, made.context, lambda _: None, predictions=foretold).run()
-    c, a, b = made.cells
+    c, _, b = made.cells
     assert (c.decision.verdict, b.decision.verdict) == (Verdict.ENABLE, Verdict.ENABLE)
     assert foretold.predicted == asked
+
+
+def test_predictions_may_finish_a_proof_after_the_budget(tmp_path, monkeypatch):
+    """A round took longer than expected: to predict the other prompts ends within the minute in which begun work may end."""
+    made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text), budget_s=90.0)
+    foretold = Foretold(exact())
+    made.backend.before_answer = lambda server, _text: server.backend.clock.pass_by(0.8)
+    Proof(made.cells, made.context, lambda _: None, predictions=foretold).run()
+    assert (foretold.predicted, made.cells[0].decision.verdict) == (1, Verdict.ENABLE)
+    assert made.context.budget.left_s < 8 * 1.8
 
 
 class Words:
