@@ -26,6 +26,8 @@ _CONSOLIDATION = 0.01
 _MEASURED_BEHIND = 0.05
 # A predicted gain is clear if it is so many times (as a log) the gain that outweighs prompts that were not asked.
 _CLEAR = 1.5
+# Proofs take so many times as long as expected before the first round: a type needs a second round, or predictions (seen: 1.4 and 1.5).
+_PROOFS_TAKE = 1.5
 # The search goes on where an untried drafting is expected to be faster than the winner by more than this.
 _EXPECTED_BEHIND = 0.05
 
@@ -80,7 +82,7 @@ def proof_comes_first(
         cell.history = replace(cell.history, predictions=(forecast.figures(cell, cell.winner), None))
         cell.runner_up = OFF  # it would be proved only if the winner fails
     left_s = context.budget.until_end_s
-    proof_s = Proof(chosen, context, lambda _: None).expected_s()
+    proof_s = _PROOFS_TAKE * Proof(chosen, context, lambda _: None).expected_s()
     first = [Task.of(c.cell.key, c.tune_prompts[0]) for c in cells]
     trial_s = trial_s or context.pairing.expected_s(first, chosen[0].winner)
     tried = any(c.trial_values for c in cells)
