@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from autospec.hardware.gpu_reading import HEAT, GpuReading, GpuUse, computing_on, energy_between, use_of
@@ -45,6 +48,26 @@ class Amd:
         """See `GpuSource`."""
         return tuple(self._of_card(card) for card in self._cards)
 
+    def visible(self, environ: Mapping[str, str] = os.environ) -> tuple[int, ...] | None:
+        """Which of the `readings` a HIP program can use, in its order; ``None`` if that is uncertain.
+
+        ROCR_VISIBLE_DEVICES hides GPUs from all programs, and the other two number what it leaves
+        (https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html). Numbers are certain only among equal GPUs. A UUID is
+        not believed: the library tells another one than the variable takes.
+        """
+        alike = len({reading.name for reading in self.readings()}) < 2
+        seen = tuple(range(len(self._cards)))
+        for names in (("ROCR_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")):
+            told = next((environ[name] for name in names if name in environ), None)
+            if told is None:
+                continue
+            words = [word.strip() for word in told.split(",")] if told.strip() else []
+            if words and not (alike and all(word.removeprefix("-").isdigit() for word in words)):
+                return None
+            known = itertools.takewhile(range(len(seen)).__contains__, map(int, words))
+            seen = tuple(seen[index] for index in known)
+        return seen
+
     def energies_j(self) -> tuple[float | None, ...]:
         """See `GpuSource`. A counter with the size of its unit in microjoules."""
         return tuple(self._energy_j(card) for card in self._cards)
@@ -57,8 +80,10 @@ class Amd:
         """See `GpuSource`. The time that a process computed is not told, only the time that it drew."""
         energies_j = self.energies_j()
         readings = self.readings()
-        counted = list(range(len(readings)))
-        if not at_rest:
+        if at_rest:
+            seen = self.visible()
+            counted = list(range(len(readings)) if seen is None else seen)
+        else:
             counted = computing_on([reading.processes for reading in readings], own_pids)
         if not counted:
             return None

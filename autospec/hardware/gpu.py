@@ -119,7 +119,8 @@ def metal_limit_bytes(wired_limit_mb: str, memory_bytes: int) -> int:
 def driver_devices() -> tuple[Device, ...]:
     """GPUs with memory of their own, from the library of NVIDIA's or AMD's driver; empty without one.
 
-    If a GPU is divided (MIG), CUDA uses one instance and no other GPU: the first, unless CUDA_VISIBLE_DEVICES names another. Graphics
+    What CUDA_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES or HIP_VISIBLE_DEVICES hides is left out, and so are all if that is uncertain. If
+    a GPU is divided (MIG), CUDA uses one instance and no other GPU: the first, unless CUDA_VISIBLE_DEVICES names another. Graphics
     that share the processor's memory are left out: drivers tell a part that is kept for them, or nothing.
     """
     if (nvml := nvidia.library()) is not None:
@@ -132,7 +133,11 @@ def driver_devices() -> tuple[Device, ...]:
         instances = [reading for reading in seen if reading.is_instance]
         if found := _devices("CUDA", instances[:1] or seen):
             return found
-    return _devices("ROCm", amd.Amd(smi).readings()) if (smi := amd.library()) is not None else ()
+    if (smi := amd.library()) is None:
+        return ()
+    gpus = amd.Amd(smi)
+    readings = gpus.readings()
+    return _devices("ROCm", [readings[index] for index in gpus.visible() or ()])
 
 
 def _devices(library: str, readings: Sequence[GpuReading]) -> tuple[Device, ...]:

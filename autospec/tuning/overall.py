@@ -440,7 +440,7 @@ def _judged(
     else:
         reason = (
             f"{best.drafting.label} is expected to change the speed of the mix by {percent(best.ratio)}, but was not measured"
-            f" for {lacking} prompts; run tune for all prompt types to measure it there"
+            f" for {lacking} prompts; another tune for all prompt types measures it there"
         )
     return Verdict.UNDECIDED, False, reason
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autospec.cells import Aim, Hardware
-from autospec.hardware import gpu
+from autospec.hardware import amd, gpu, nvidia
 from autospec.hardware.amd import Amd
 from autospec.hardware.energy import EnergyMeter, aim_in_force
 from autospec.hardware.gpu import Device, GpuWatch, devices_here, driver_devices, is_integrated, read_gpus
@@ -275,3 +277,36 @@ def test_an_intel_card_without_a_library_is_unknown(monkeypatch):
     assert devices_here(here("Intel GPU 0xe20b")) is None
     assert GpuWatch([]).finish(OURS) is None
     assert aim_in_force("energy", here("Intel GPU 0xe20b"), EnergyMeter(lambda: None, []))[0] is Aim.SPEED
+
+
+@pytest.mark.parametrize(
+    ("environ", "seen"),
+    [
+        ({}, (0, 1, 2)),
+        ({"HIP_VISIBLE_DEVICES": "2,0"}, (2, 0)),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, (1,)),  # HIP reads it too
+        ({"HIP_VISIBLE_DEVICES": "0", "CUDA_VISIBLE_DEVICES": "1"}, (0,)),
+        ({"ROCR_VISIBLE_DEVICES": "1,2", "HIP_VISIBLE_DEVICES": "1"}, (2,)),  # of what ROCr leaves
+        ({"HIP_VISIBLE_DEVICES": "0,7,1"}, (0,)),  # what follows a wrong number does not count
+        ({"ROCR_VISIBLE_DEVICES": ""}, ()),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-4b2c1a9f8d3e6f7a"}, None),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, ()),
+    ],
+)
+def test_which_of_three_equal_gpus_hip_sees(environ, seen):
+    """Three variables choose, one after the other; a UUID cannot be compared."""
+    cards = Amd(FakeAmdSmi(amdsmi_get_processor_handles=[object()] * 3))
+    assert cards.visible(environ) == seen
+
+
+def test_numbers_of_different_gpus_are_not_believed(monkeypatch):
+    """HIP and the library may order them otherwise; then no device is told, and servers run by turns."""
+    both = tuple(replace(r, name=n) for r, n in zip(Amd(FakeAmdSmi()).readings() * 2, "ab", strict=True))
+    monkeypatch.setattr(Amd, "readings", lambda _: both)
+    monkeypatch.setattr(nvidia, "library", lambda: None)
+    monkeypatch.setattr(amd, "library", lambda: FakeAmdSmi(amdsmi_get_processor_handles=[object(), object()]))
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    assert [d.name for d in driver_devices()] == ["ROCm0", "ROCm1"]
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "0")
+    assert driver_devices() == ()
