@@ -363,7 +363,7 @@ class _DraftingChecks:
         if self._launches.resident == 2:
             self._launches.off()
             self._launches.drafted(self._drafting)  # now it is known whether two fit
-        begun_s, waited_s = budget.spent_s, self._waited_s
+        begun_s, waited_before_s = budget.spent_s, self._waited_s
         pairs: dict[int, Pair] = {}
         items = _items(condition, subject.prompts, turn)
         for again in range(_REPEATS + 1):
@@ -379,7 +379,7 @@ class _DraftingChecks:
             if not items or self._remembers or self._per_request or self._launches.resident == 1:
                 break
         self._pairs.setdefault((condition, subject.key), []).extend(pairs.values())
-        waited_s = self._waited_s - waited_s
+        waited_s = self._waited_s - waited_before_s
         self._took_s[condition, subject.key] = budget.spent_s - begun_s - waited_s
 
     def _pairs_of(
