@@ -259,9 +259,9 @@ def test_a_long_prompt_is_not_recorded_where_only_shorter_ones_fit(request_, mon
     assert set(recorded) == every - {"coding-tune-2"}
 
 
-@pytest.mark.parametrize(("budget_s", "trials"), [(3600.0, True), (150.0, False)])
+@pytest.mark.parametrize(("budget_s", "trials"), [(3600.0, True), (180.0, False)])
 def test_large_gains_are_proved_first_where_the_time_is_short(request_, monkeypatch, budget_s, trials):
-    """Of 150 s the readings leave what the proofs may take, but not a trial too."""
+    """Of 180 s the readings leave what the proofs may take, but not a trial too."""
     request_ = replace(request_, prompt_types=TYPES, budget_s=budget_s)
     backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
     by_clock(monkeypatch, backend)
