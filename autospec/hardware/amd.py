@@ -58,11 +58,13 @@ class Amd:
         alike = len({reading.name for reading in self.readings()}) < 2
         seen = tuple(range(len(self._cards)))
         for names in (("ROCR_VISIBLE_DEVICES",), ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")):
-            told = next((environ[name] for name in names if name in environ), None)
+            told = next((environ[name] for name in names if environ.get(name)), None)
             if told is None:
+                if "ROCR_VISIBLE_DEVICES" in names and "ROCR_VISIBLE_DEVICES" in environ:
+                    return ()  # empty, it hides all; the others do nothing then
                 continue
-            words = [word.strip() for word in told.split(",")] if told.strip() else []
-            if words and not (alike and all(word.removeprefix("-").isdigit() for word in words)):
+            words = [word.strip() for word in told.split(",")]
+            if not (alike and all(word.removeprefix("-").isdigit() for word in words)):
                 return None
             known = itertools.takewhile(range(len(seen)).__contains__, map(int, words))
             seen = tuple(seen[index] for index in known)

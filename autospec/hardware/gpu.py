@@ -137,7 +137,12 @@ def driver_devices() -> tuple[Device, ...]:
         return ()
     gpus = amd.Amd(smi)
     readings = gpus.readings()
-    return _devices("ROCm", [readings[index] for index in gpus.visible() or ()])
+    visible = gpus.visible()
+    if visible is None and sum(not is_integrated(reading.name) for reading in readings) == 1:
+        visible = tuple(
+            range(len(readings))
+        )  # the number chooses between a card and graphics in the processor
+    return _devices("ROCm", [readings[index] for index in visible or ()])
 
 
 def _devices(library: str, readings: Sequence[GpuReading]) -> tuple[Device, ...]:

@@ -33,8 +33,8 @@ _DISTRUST = 3.0
 _LESS_SURE = 3.0
 # Drafted and accepted tokens of a launch may differ from the replayed ones by this part: batches round differently.
 _COUNTS_ALIKE = 0.1
-# An answer without drafting that takes this many times as long as before was disturbed: its pair would overrate the drafting. One with
-# drafting that takes so much longer than the launch's others with their own cycles: it would underrate it.
+# An answer without drafting that takes this many times as long as before was disturbed: its pair would overrate the drafting. An answer
+# with drafting that takes so much longer than the launch's others suggest was disturbed, too: it would underrate it.
 _STALLED = 1.3
 # A draft beside its main model takes at most this many times as long for a prompt as alone.
 _MOST_PROMPT_FACTOR = 5.0
@@ -238,7 +238,7 @@ class Predictor:
     def deviations(self, drafting: Drafting, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, float]:
         """Mean of ln(measured ÷ predicted) over one launch's pairs of each cell, with the current costs; 0 without known pairs.
 
-        One answer that had the replayed cycles and took much longer than the launch's others was disturbed: it counts as
+        If a single answer had the replayed cycles and took much longer than the launch's others, it was disturbed: it counts as
         they do.
         """
         found: dict[str, list[tuple[float, bool]]] = {key: [] for key in pairs}
@@ -251,11 +251,15 @@ class Predictor:
         every = [value for own in found.values() for value, _ in own]
         usual = statistics.median(every) if len(every) > 2 else -math.inf
         least = usual - math.log(_STALLED)
-        means = {}
-        for key, told in found.items():
-            counted = [usual if replayed and value < least else value for value, replayed in told]
-            means[key] = statistics.fmean(counted) if counted else 0.0
-        return means
+        slow = [value for value in every if value < least]
+        return {
+            key: statistics.fmean(
+                usual if [value] == slow and replayed else value for value, replayed in told
+            )
+            if told
+            else 0.0
+            for key, told in found.items()
+        }
 
     def log_ratios(self, cell_key: str, drafting: Drafting) -> dict[str, float]:
         """Prompt id → expected ln(speed ÷ baseline) of every recorded answer; empty if unknown."""

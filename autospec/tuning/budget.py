@@ -97,9 +97,9 @@ class Pace:
         """Record the time of one request; `size` is that of its prompt in bytes, if known."""
         self._took[cell_key, side].append(_Took(seconds, size))
 
-    def knows(self, cell_key: str) -> bool:
-        """Whether requests of this cell have been recorded."""
-        return any(key == cell_key for key, _ in self._took)
+    def knows(self, cell_key: str, side: Drafting) -> bool:
+        """Whether requests of this cell and side have been recorded."""
+        return (cell_key, side) in self._took
 
     def request_s(self, cell_key: str, side: Drafting, size: int | None = None) -> float:
         """Expected seconds of the next request: from this cell and side, else from the most similar requests; 0 without any.

@@ -6,13 +6,22 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from autospec.backends.protocol import Capabilities, Cycle
 from autospec.cells import Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BusyError, SuiteError
+from autospec.errors import (
+    BackendError,
+    BusyError,
+    LaunchError,
+    SpeculationInactiveError,
+    StoreError,
+    SuiteError,
+    UnsupportedError,
+)
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
@@ -26,7 +35,7 @@ from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.resume import DRAFT_ID, CellHistory, note_begin, note_look, renewing, to_restart
 from autospec.tuning.space import Space
-from autospec.tuning.study import CellStudy, open_storage
+from autospec.tuning.study import WINNER, CellStudy, open_storage
 
 __all__ = [
     "CellProgress",
@@ -211,6 +220,16 @@ class CellRun:
         if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
             self.runner_up = runner_up
         self.trial_values = dict(history.tried)
+
+    def reopen(self, error: BackendError) -> None:
+        """Have the next tune search again: the winner was predicted without a trial, and its first launch failed."""
+        permanent = isinstance(error, SpeculationInactiveError | UnsupportedError) or (
+            isinstance(error, LaunchError) and error.permanent
+        )
+        with suppress(StoreError):
+            self.study.start(self.winner, None).fail(error.message, permanent=permanent)
+            self.study.note(WINNER, None)
+        self.searched = False
 
     def turn_to(self, drafting: Drafting, *, decision: Decision | None = None, rounds: int = 0) -> None:
         """Continue with the proof of another drafting; the state of this one's is kept in `other`."""

@@ -52,6 +52,7 @@ class Forecast:
         self._launched: dict[str, set[int]] = {}
         # Arms whose costs were wrong.
         self._unsure: set[str] = set()
+        self._dead: set[str] = set()
         self.checks: list[Check] = []
 
     def trusts(self, drafting: Drafting) -> bool:
@@ -80,7 +81,7 @@ class Forecast:
             return expected
         return less_luck(expected, prediction.prompts_error)
 
-    def next(self, cells: Sequence[CellRun], known: set[Drafting], dead_arms: set[str]) -> Drafting | None:
+    def next(self, cells: Sequence[CellRun], known: set[Drafting]) -> Drafting | None:
         """The drafting whose launch promises most; ``None`` if none is worth one.
 
         First the drafting that is expected to beat the tried ones (and off) by most, summed over cells; it may have several
@@ -88,24 +89,26 @@ class Forecast:
         be, as one launch measures its costs. A draft whose costs were wrong gets a second such launch,
         with another n_max.
         """
-        single = self._open(self._grid, known, dead_arms)
+        single = self._open(self._grid, known)
         together: list[Drafting] = []
         if sum(bool(d.beside) for d in known) < MOST_TOGETHER:
-            self._put_together(cells, dead_arms)
-            together = self._open(self._together, known, dead_arms)
+            self.put_together(cells)
+            together = self._open(self._together, known)
         return self._most_promising([*single, *together], cells) or self._most_instructive(single, cells)
 
-    def _open(
-        self, draftings: Sequence[Drafting], known: set[Drafting], dead_arms: set[str]
-    ) -> list[Drafting]:
+    def drop(self, label: str) -> None:
+        """Expect nothing more of an arm: it cannot be launched."""
+        self._dead.add(label)
+
+    def _is_alive(self, drafting: Drafting) -> bool:
+        return self._dead.isdisjoint({self._arm(drafting), *map(self._arm, drafting.parts)})
+
+    def _open(self, draftings: Sequence[Drafting], known: set[Drafting]) -> list[Drafting]:
         """Those that may be launched, and have not been."""
         return [
             d
             for d in draftings
-            if d not in known
-            and self._arm(d) not in dead_arms
-            and self.trusts(d)
-            and not self._predictor.hopeless(d)
+            if d not in known and self._is_alive(d) and self.trusts(d) and not self._predictor.hopeless(d)
         ]
 
     def _most_promising(self, draftings: Sequence[Drafting], cells: Sequence[CellRun]) -> Drafting | None:
@@ -143,7 +146,7 @@ class Forecast:
                 best = max(ends), drafting
         return best[1] if best is not None else None
 
-    def _put_together(self, cells: Sequence[CellRun], dead_arms: set[str]) -> None:
+    def put_together(self, cells: Sequence[CellRun]) -> None:
         """Add the best draftings of single modes, of each cell, together: a draft model with one n-gram mode beside it."""
         if not self._space.combines:
             return
@@ -151,7 +154,7 @@ class Forecast:
         for cell in cells:
             values = {
                 d: v
-                for d in self._open(self._grid, set(), dead_arms)
+                for d in self._open(self._grid, set())
                 if self._drafts(cell, d) and (v := self.expected(cell, d)) is not None
             }
             models = _best_few([d for d in values if not d.mode.draft_free], values, _half_as_long)
@@ -174,7 +177,8 @@ class Forecast:
 
     def observe(self, drafting: Drafting, pairs: Mapping[str, Sequence[Pair]]) -> None:
         """Take in the pairs of one launch, by cell key: correct the costs, and report where the prediction was wrong."""
-        label = self._arm(drafting)
+        # Modes beside a draft model have no costs of their own.
+        label = self._arm(replace(drafting, beside=()))
         self._launched.setdefault(label, set()).add(drafting.longest)
         before = {
             key: p[drafting] for key in pairs if drafting in (p := self._predictor.predict(key, [drafting]))
@@ -216,7 +220,7 @@ class Forecast:
                 continue
             best, cell = max(cases, key=lambda case: math.log(case[0].high) - self._least(case[1]))
             if math.log(best.high) > self._least(cell) and not self._predictor.hopeless(best.drafting):
-                continue  # the search ended before it could be launched
+                continue  # the search ended before it could be launched, or it was not expected to win
             costs = self._predictor.costs(best.drafting)
             n_max = min(best.drafting.longest, costs.verify_ms.size - 1)
             even = costs.break_even(n_max)
@@ -242,14 +246,18 @@ class Forecast:
         return found
 
     def best(self, cell: CellRun) -> Drafting | None:
-        """The drafting that is expected to be fastest in a cell, of all with a trusted prediction."""
-        candidates = [d for d in (*self._grid, *self._together) if self.trusts(d)]
+        """The drafting that is expected to be fastest in a cell, of all with a trusted prediction that can be launched.
+
+        One that is hopeless counts where all are.
+        """
+        every = [d for d in (*self._grid, *self._together) if self.trusts(d) and self._is_alive(d)]
+        candidates = self._open(every, set()) or every
         valued = [(v, d) for d in candidates if (v := self.expected(cell, d)) is not None]
         return max(valued, key=lambda item: item[0])[1] if valued else None
 
-    def draft_free(self, cell: CellRun, dead_arms: set[str]) -> dict[Drafting, float]:
+    def draft_free(self, cell: CellRun) -> dict[Drafting, float]:
         """The cautiously expected speed ratio of each draft-free drafting with a trusted prediction that drafts in a cell."""
-        open_ = self._open(self._grid, set(), dead_arms)
+        open_ = self._open(self._grid, set())
         free = [d for d in open_ if d.mode.draft_free and self._drafts(cell, d)]
         return {d: v for d in free if (v := self.cautious(cell, d)) is not None}
 

@@ -233,8 +233,8 @@ class PairedRunner:
         self._rounds = rounds if used else (before or {}) | rounds
 
     def note_stored(self, cell_key: str, drafting: Drafting) -> None:
-        """Learn the time of requests from earlier tunes' measurements, if this tune has measured none of the cell."""
-        if self.pace.knows(cell_key):
+        """Learn the time of requests from earlier tunes' measurements, if this tune has measured none with this drafting."""
+        if self.pace.knows(cell_key, drafting):
             return
         for pair in self.known(cell_key, drafting, Phase.SEARCH) + self.known(
             cell_key, drafting, Phase.PROVE

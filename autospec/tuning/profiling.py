@@ -217,16 +217,16 @@ class Profiler:
         return found
 
     def _pace(self, found: Mapping[str, Mapping[str, Recording]]) -> None:
-        """Let the tune expect requests to take what the recorded ones took, cut as those of a pair are."""
-        recorded = [r for own in found.values() for r in own.values() if len(r.answer_ids) > 1]
-        if not recorded:
+        """Let the tune expect requests without drafting to take what the recorded ones took, cut as most of a pair's are."""
+        times_ms = [r.token_ms for own in found.values() for r in own.values() if len(r.answer_ids) > 1]
+        if not times_ms or min(times_ms) <= 0.0:
             return
-        most = enough_tokens(min(r.token_ms for r in recorded))
+        most = enough_tokens(min(times_ms))
         for cell in self._cells:
             for prompt in self._prompts(cell):
                 r = found[cell.cell.key].get(prompt.id)
                 if r is not None and len(r.answer_ids) > 1:
-                    cut_ms = r.token_ms * max(0, len(r.answer_ids) - most)
+                    cut_ms = 0.0 if prompt.tools else r.token_ms * max(0, len(r.answer_ids) - most)
                     seconds = (r.wall_ms - cut_ms) / 1000.0
                     self._context.pairing.pace.note(cell.cell.key, OFF, seconds, prompt.size_bytes)
 

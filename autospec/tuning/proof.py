@@ -107,6 +107,7 @@ class Proof:
         self._predictions = predictions
         self._scatter = scatter
         self._cells = [c for c in cells if not c.winner.is_off]
+        self._proving: Sequence[CellRun] = self._cells
         self._context = context
         self._on_look = on_look
         # Cell key and drafting.
@@ -133,6 +134,7 @@ class Proof:
 
     def _prove(self, cells: Sequence[CellRun]) -> None:
         """Rounds of the cells' current winners, as long as one fits into the budget."""
+        self._proving = cells
         while plans := sorted(
             (self._plan(c) for c in cells if self._wants(c)), key=lambda plan: plan.worth, reverse=True
         ):
@@ -171,7 +173,8 @@ class Proof:
         record_s = 0.0
         if self._predictions is not None and cell.cell.aim is Aim.SPEED and rounds < unasked:
             left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
-            predicting_s = self._predicting_s(cell, left)
+            request_s = self._context.pairing.pace.request_s(cell.cell.key, OFF)
+            predicting_s = self._predicting_s(cell, left, request_s)
             if predicting_s <= self._context.pairing.expected_s(tasks, cell.winner):
                 record_s, unasked = predicting_s, 0
         return _CellPlan(cell, tuple(todo), round_s, max(rounds, unasked), log_gain, record_s)
@@ -301,6 +304,9 @@ class Proof:
                     self._look(cell)
         except BackendError as error:
             self._failed |= {(key, drafting) for key in by_key}
+            for cell in by_key.values():
+                if not (cell.trial_values or cell.rounds):
+                    cell.reopen(error)
             self._context.progress.tell(f"{drafting.label}: the proof failed. {error.message}")
             return True
         return moved
@@ -403,16 +409,14 @@ class Proof:
         if self._context.launches.resident == 2:
             with suppress(BackendError):
                 predictions.keep_answers(cell, pairs)
-        predicting_s = self._predicting_s(cell, len(predictions.missing(cell, pairs)))
+        # The answers without drafting were cut, and are recorded whole.
+        whole_s = statistics.fmean(pair.off.wall_ms for pair in pairs) / 1000.0
+        predicting_s = self._predicting_s(cell, len(predictions.missing(cell, pairs)), whole_s)
         next_round = self._tasks(cell, cell.rounds + 1)
         # If the next round takes no longer than predicting, it tells more.
         if predicting_s > self._context.pairing.expected_s(next_round, cell.winner):
             return {}
-        first = [
-            plan
-            for plan in self._not_asked_yet(cell)
-            if plan.worth > worth(self._log_gain(cell), predicting_s)
-        ]
+        first = self._more_worth(cell, worth(statistics.fmean(medians), predicting_s))
         # A large gain is one step from its verdict.
         finishes = not first and statistics.fmean(medians) > rule.large_gain
         if not self._context.budget.allows(predicting_s + self._expected_s(first), to_finish=finishes):
@@ -425,14 +429,18 @@ class Proof:
             )
             return {}
 
-    def _not_asked_yet(self, cell: CellRun) -> list[_CellPlan]:
-        """Plans of the other cells that have had fewer rounds."""
-        others = [c for c in self._cells if c is not cell and c.rounds < cell.rounds and self._wants(c)]
-        return [self._plan(c) for c in others]
+    def _more_worth(self, cell: CellRun, than: float) -> list[_CellPlan]:
+        """Plans of the other cells that had fewer rounds, are worth more, and can be decided in the rest of the budget."""
+        others = [c for c in self._proving if c.rounds < cell.rounds and self._wants(c)]
+        chosen: list[_CellPlan] = []
+        for plan in sorted(map(self._plan, others), key=lambda plan: plan.worth, reverse=True):
+            fits = self._context.budget.allows(self._expected_s([*chosen, plan]))
+            if plan.todo and plan.worth > than and fits:
+                chosen.append(plan)
+        return chosen
 
-    def _predicting_s(self, cell: CellRun, missing: int) -> float:
+    def _predicting_s(self, cell: CellRun, missing: int, request_s: float) -> float:
         """Expected seconds to record `missing` prompts, and to read all answers with the winner's draft."""
-        request_s = self._context.pairing.pace.request_s(cell.cell.key, OFF)
         read = 0 if cell.winner.draft is None else len(cell.prove_prompts)
         return (missing + _READING * read) * request_s
 

@@ -126,7 +126,7 @@ class Search:
         if not proof_comes_first(self._cells, self._context, self._forecast, trial_s):
             return False
         self._progress.tell(
-            "The gains are large and the time is short: they are proved before more settings are tried."
+            "Large gains are expected and the time is short, so the proofs begin now; no more settings are tried."
         )
         return True
 
@@ -145,7 +145,7 @@ class Search:
     def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:
         """The next drafting to launch; ``None`` if none is worth it."""
         if self._forecast is not None:
-            promising = self._forecast.next(active, self._known, self._dead_arms)
+            promising = self._forecast.next(active, self._known)
             if promising is not None:
                 return promising
         open_arms = {a for a in self._space.arms if self._is_open(a, active)}
@@ -202,7 +202,7 @@ class Search:
             alone = {d: v for d, v in cell.trial_values.items() if v > 1.0 + _PROGRESS and not d.beside}
             models = {d: v for d, v in alone.items() if not d.mode.draft_free}
             free = {d: v for d, v in alone.items() if d.mode.draft_free}
-            free |= self._forecast.draft_free(cell, self._dead_arms) if self._forecast is not None else {}
+            free |= self._forecast.draft_free(cell) if self._forecast is not None else {}
             free = {d: v for d, v in free.items() if v > 1.0 + _PROGRESS and d.mode is not Mode.PROMPT_LOOKUP}
             if models and free:
                 model, beside = _best_of(models), _best_of(free)
@@ -496,6 +496,8 @@ class Search:
         arm = self._space.arm_of(drafting)
         if arm is not None:
             self._dead_arms.add(arm.label)
+            if self._forecast is not None:
+                self._forecast.drop(arm.label)
 
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
         left_s = self._context.budget.until_end_s

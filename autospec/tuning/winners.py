@@ -39,7 +39,7 @@ def choose_winners(
     """Set each cell's winner (its best drafting, or one nearly as good that more cells can share) and its runner-up.
 
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
-    measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was worth a launch gets
+    measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was launched gets
     the drafting with the best expectation, of all such cells; its proof is then its only launch. A forecast values tried draftings over all recorded
     prompts, which are more than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
     """
@@ -75,6 +75,7 @@ def proof_comes_first(
     rule = context.definition.rule
     if forecast is None or not all(map(forecast.trusts, context.space.leaders())):
         return False
+    forecast.put_together(cells)
     chosen = [replace(c) for c in cells]
     choose_winners(chosen, context.space, rule.threshold, forecast)
     for cell in chosen:

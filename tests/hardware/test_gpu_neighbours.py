@@ -289,6 +289,7 @@ def test_an_intel_card_without_a_library_is_unknown(monkeypatch):
         ({"ROCR_VISIBLE_DEVICES": "1,2", "HIP_VISIBLE_DEVICES": "1"}, (2,)),  # of what ROCr leaves
         ({"HIP_VISIBLE_DEVICES": "0,7,1"}, (0,)),  # what follows a wrong number does not count
         ({"ROCR_VISIBLE_DEVICES": ""}, ()),
+        ({"HIP_VISIBLE_DEVICES": "", "CUDA_VISIBLE_DEVICES": "1"}, (1,)),  # an empty one does nothing
         ({"ROCR_VISIBLE_DEVICES": "GPU-4b2c1a9f8d3e6f7a"}, None),
         ({"HIP_VISIBLE_DEVICES": "-1"}, ()),
     ],

