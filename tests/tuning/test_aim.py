@@ -29,6 +29,8 @@ from tests.tuning.test_limits import DEEP, KNOWN, pairs_of
 from tests.tuning.test_limits_in_a_tune import request_for
 from tests.tuning.test_run import MACHINE, Silent, request_with
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 Joules = Callable[[Drafting], float | None]
 
 

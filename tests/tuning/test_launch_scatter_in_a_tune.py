@@ -14,6 +14,8 @@ from autospec.tuning.launch_scatter import known_scatter
 from tests.tuning.simulated import SimulatedBackend
 from tests.tuning.test_run import MACHINE, nobody_else_is_at_work, request_, tune
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 __all__ = ["nobody_else_is_at_work", "request_"]  # fixtures
 
 

@@ -30,6 +30,8 @@ from tests.tuning.test_run import (  # noqa: F401 - the fixtures are used by nam
     request_,
 )
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 CODING, WRITING, CHAT = PromptType.CODING, PromptType.WRITING, PromptType.CHAT
 NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
 

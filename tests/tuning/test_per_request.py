@@ -18,6 +18,8 @@ from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_paired_runner import TASKS, Watch, pairing
 from tests.tuning.test_run import TYPES, pays_for_coding, request_, tune
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 __all__ = ["request_"]
 
 MODES = frozenset({Mode.OFF, Mode.DRAFT_MODEL})

@@ -20,6 +20,8 @@ from autospec.tuning.request import TuneRequest
 from tests.tuning.simulated import SimulatedBackend
 from tests.tuning.test_run import TYPES, Silent, draft_of, nobody_else_is_at_work, request_with, suite, tune
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 __all__ = ["nobody_else_is_at_work"]  # a fixture
 
 CODING = TYPES[0]

@@ -39,6 +39,8 @@ from studies.bench.crash_phases import Database
 from tests.catalog.making import make_model
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 MACHINE = Hardware(id="test-machine", chip="Test", memory_bytes=64 << 30, cores=8, os="linux")
 TYPES = (PromptType.CODING, PromptType.WRITING)
 

@@ -20,6 +20,8 @@ from tests.measure.rows import of_rows
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_run import TYPES, Silent, interrupted_at, nobody_else_is_at_work, request_, tune
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 __all__ = ["nobody_else_is_at_work", "request_"]
 
 

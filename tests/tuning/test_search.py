@@ -23,6 +23,8 @@ from tests.tuning.test_run import (
     tune,
 )
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 __all__ = ["nobody_else_is_at_work", "request_"]
 
 
