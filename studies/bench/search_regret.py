@@ -1,6 +1,6 @@
 """How close the search comes to the grid's best, in how many launches and minutes, with known, wrong or unknown costs.
 
-``python -m studies.bench.search_regret [--repeats 2] [--study quick] [--machine middling] [--costs refused]``
+``python -m studies.bench.search_regret [--repeats 2] [--seed 0] [--study quick] [--machine middling] [--costs refused]``
 
 Simulated machines whose truth is known: memory-bound, middling (the times of an f32 model of 90 layers on two cores) and
 compute-bound. Two drafts: a good, middling or hopeless one, and one with half its chance for each token. Three prompt types: code
@@ -106,6 +106,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the first repeat; the next ones count on")
     parser.add_argument("--study", action="append", default=[])
     parser.add_argument("--machine", action="append", choices=list(CURVES), default=[])
     parser.add_argument("--draft", action="append", choices=list(DRAFTS), default=[])
@@ -126,7 +127,7 @@ def main() -> None:
         everything = Found()
         for case in cases:
             found = Found()
-            for seed in range(args.repeats):
+            for seed in range(args.seed, args.seed + args.repeats):
                 _repeat(case, load_definition(study), seed, found)
             print(f"| {case.machine} | {case.draft} | {case.costs} | {_line(found)} |", flush=True)
             for name in ("reached", "by_tpe", "launches", "minutes"):
