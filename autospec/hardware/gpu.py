@@ -139,9 +139,8 @@ def driver_devices() -> tuple[Device, ...]:
     readings = gpus.readings()
     visible = gpus.visible()
     if visible is None and sum(not is_integrated(reading.name) for reading in readings) == 1:
-        visible = tuple(
-            range(len(readings))
-        )  # the number chooses between a card and graphics in the processor
+        # The number chooses between a card and graphics in the processor, which is left out anyway.
+        visible = tuple(range(len(readings)))
     return _devices("ROCm", [readings[index] for index in visible or ()])
 
 

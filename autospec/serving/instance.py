@@ -110,6 +110,9 @@ class ServerInstance:
         self.error: LaunchError | ServerDiedError | None = None
         self.crashed = False  # failed after it had been ready
         self.killed = False  # by SIGKILL
+        self.clearing: asyncio.Future[None] | None = (
+            None  # removes the record of a server that ended by itself
+        )
         self.requests: set[int] = set()  # numbers of those on it, and of those whose connection broke
         self.leases = 0  # requests that hold it now
         self.served = 0  # requests that have held it in total
@@ -176,7 +179,8 @@ class ServerInstance:
             self.killed = "SIGKILL" in how
             self._enter(InstanceState.FAILED)
             assert self.server is not None
-            in_thread(self.server.stop).add_done_callback(_ignore)  # removes its record
+            self.clearing = in_thread(self.server.stop)
+            self.clearing.add_done_callback(_ignore)
         elif self._suspected_until is not None:
             if now < self._suspected_until:
                 loop = asyncio.get_running_loop()

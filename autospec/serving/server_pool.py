@@ -195,6 +195,8 @@ class ServerPool:
         self._changed = changed
         self._clock = clock
         self._launches: list[ServerInstance] = []
+        # Of servers that ended by themselves and were collected.
+        self._clearing: list[asyncio.Future[None]] = []
         self._took_s: dict[tuple[str, Drafting], float] = {}
         self._totals: dict[tuple[str, Drafting], dict[str, int]] = {}
 
@@ -272,6 +274,12 @@ class ServerPool:
             else:
                 launch.stop()
 
+    async def wait_cleared(self) -> None:
+        """Wait until nothing of the servers that ended by themselves is left."""
+        last = [launch.clearing for launch in self._launches if launch.clearing is not None]
+        if clearing := {*self._clearing, *last}:
+            await asyncio.wait(clearing)
+
     def took_s(self, model: str, drafting: Drafting) -> float | None:
         """Duration of the last start with a drafting; ``None`` if unknown."""
         return self._took_s.get((model, drafting))
@@ -284,6 +292,8 @@ class ServerPool:
             if launch.ready_at_s is not None:
                 self._took_s[(launch.model, launch.drafting)] = launch.ready_at_s - launch.made_at_s
         failed = [launch for launch in over if launch.state is InstanceState.FAILED]
+        self._clearing += [la.clearing for la in failed if la.clearing is not None]
+        self._clearing = [clearing for clearing in self._clearing if not clearing.done()]
         for launch in failed:
             self._count(launch, "killed" if launch.killed else "died" if launch.crashed else "did_not_start")
         return failed

@@ -226,6 +226,7 @@ class Supervisor:
                 async with asyncio.timeout(bound_s):
                     for launch in self._reconciler.pool:
                         await launch.wait_over()
+                    await self._reconciler.pool.wait_cleared()
 
     async def refresh(self) -> None:
         """Read and apply the recommendations if there are new ones, and what is switched off by hand.

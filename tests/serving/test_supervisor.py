@@ -296,6 +296,32 @@ def test_a_server_that_dies_is_replaced():
     run(scenario())
 
 
+def test_closing_waits_until_a_dead_servers_record_is_removed():
+    """Its successor was ready sooner, and the proxy closed before the record of the dead one was gone."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            lease = await supervisor.lease(wanted())
+            dead = scene.backend.servers[0]
+            stop, may_stop = dead.stop, threading.Event()
+
+            def slow():
+                may_stop.wait(5)
+                stop()
+
+            dead.stop = slow
+            dead.kill()
+            lease.died()
+            lease.give_back()
+            async with await supervisor.lease(wanted()):
+                pass
+            asyncio.get_running_loop().call_later(0.2, may_stop.set)
+        assert dead.stopped
+
+    run(scenario())
+
+
 def test_a_broken_connection_to_a_living_server_changes_nothing_in_the_end():
     """Nobody gets it until it is sure that it lives; then it serves on."""
 
