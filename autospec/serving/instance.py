@@ -110,9 +110,8 @@ class ServerInstance:
         self.error: LaunchError | ServerDiedError | None = None
         self.crashed = False  # failed after it had been ready
         self.killed = False  # by SIGKILL
-        self.clearing: asyncio.Future[None] | None = (
-            None  # removes the record of a server that ended by itself
-        )
+        # Removes the record of a server that ended by itself.
+        self.clearing: asyncio.Future[None] | None = None
         self.requests: set[int] = set()  # numbers of those on it, and of those whose connection broke
         self.leases = 0  # requests that hold it now
         self.served = 0  # requests that have held it in total

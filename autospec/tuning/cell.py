@@ -16,8 +16,6 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import (
     BackendError,
     BusyError,
-    LaunchError,
-    SpeculationInactiveError,
     StoreError,
     SuiteError,
     UnsupportedError,
@@ -35,7 +33,7 @@ from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.resume import DRAFT_ID, CellHistory, note_begin, note_look, renewing, to_restart
 from autospec.tuning.space import Space
-from autospec.tuning.study import WINNER, CellStudy, open_storage
+from autospec.tuning.study import WINNER, CellStudy, fails_with_any_setting, open_storage
 
 __all__ = [
     "CellProgress",
@@ -223,9 +221,7 @@ class CellRun:
 
     def reopen(self, error: BackendError) -> None:
         """Have the next tune search again: the winner was predicted without a trial, and its first launch failed."""
-        permanent = isinstance(error, SpeculationInactiveError | UnsupportedError) or (
-            isinstance(error, LaunchError) and error.permanent
-        )
+        permanent = fails_with_any_setting(error) or isinstance(error, UnsupportedError)
         with suppress(StoreError):
             self.study.start(self.winner, None).fail(error.message, permanent=permanent)
             self.study.note(WINNER, None)

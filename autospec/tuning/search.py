@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, UnsupportedError
+from autospec.errors import BackendError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep, geometric_mean, mean_log_ratio
 from autospec.tuning.forecast import MOST_TOGETHER, Forecast
@@ -25,7 +25,7 @@ from autospec.tuning.launched_forecast import LaunchedForecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
-from autospec.tuning.study import Ask
+from autospec.tuning.study import Ask, fails_with_any_setting
 from autospec.tuning.tasks import Task
 from autospec.tuning.winners import proof_comes_first, trial_attributes, trial_values
 
@@ -359,9 +359,7 @@ class Search:
         try:
             outcomes = self._measure(drafting, cells, asks, number)
         except BackendError as error:
-            hopeless_arm = isinstance(error, SpeculationInactiveError) or (
-                isinstance(error, LaunchError) and error.permanent
-            )
+            hopeless_arm = fails_with_any_setting(error)
             permanent = hopeless_arm or isinstance(error, UnsupportedError)
             for ask in asks.values():
                 ask.fail(error.message, permanent=permanent)

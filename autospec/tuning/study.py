@@ -24,7 +24,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from autospec.cells import Cell
 from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting
-from autospec.errors import StoreError
+from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError
 from autospec.store.database import first_use
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
@@ -37,6 +37,7 @@ __all__ = [
     "WINNER",
     "CellStudy",
     "Tried",
+    "fails_with_any_setting",
     "open_storage",
 ]
 
@@ -118,6 +119,11 @@ class Tried:
     complete: bool  # False if it was given up early or failed
     reason: str
     permanent: bool  # True if the drafting would fail in any other launch, too
+
+
+def fails_with_any_setting(error: BackendError) -> bool:
+    """Whether a launch failed because of its mode or its draft model, so that other settings would fail, too."""
+    return isinstance(error, SpeculationInactiveError) or (isinstance(error, LaunchError) and error.permanent)
 
 
 def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
