@@ -7,7 +7,7 @@ take them from the `lab_models` fixture. Needs autospec's own dependencies and P
 from __future__ import annotations
 
 from tests.lab.cache import Lab, lab_folder
-from tests.lab.recipes import RECIPES, Recipe, bad_draft, slow_main
+from tests.lab.recipes import RECIPES, Recipe, bad_draft, sliding_main, slow_main
 from tests.lab.source import LabError
 
-__all__ = ["RECIPES", "Lab", "LabError", "Recipe", "bad_draft", "lab_folder", "slow_main"]
+__all__ = ["RECIPES", "Lab", "LabError", "Recipe", "bad_draft", "lab_folder", "sliding_main", "slow_main"]

@@ -16,7 +16,7 @@ from tests.lab.mlx_folders import write_folder
 from tests.lab.rewrite import Parts, Planned, read_parts, requantized, write_gguf, zeros_like
 from tests.lab.source import GGUF_NAME, fetch_smollm2
 
-__all__ = ["RECIPES", "Recipe", "bad_draft", "slow_main"]
+__all__ = ["RECIPES", "Recipe", "bad_draft", "sliding_main", "slow_main"]
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 _FILE_TYPES = {
@@ -71,14 +71,7 @@ def slow_main(layers: int = 240, name: str | None = None, kind: gguf.GGMLQuantiz
     def build(smollm2: Path, out: Path) -> None:
         parts = read_parts(smollm2)
         real = [requantized(t, kind) for t in parts.tensors.values()]
-        ready = [Planned(t.name, t.kind, t.shape, _once(t.data)) for t in _layer(real, 0)]
-        added = [
-            (zeros_like(t) if t.name.endswith((".attn_output.weight", ".ffn_down.weight")) else t).named(
-                t.name.replace("blk.0.", f"blk.{index}.", 1)
-            )
-            for index in range(LAYERS, layers)
-            for t in ready
-        ]
+        added = _silent_layers(real, layers)
         changes = {
             **_called(f"SmolLM2 Slow {layers} Layers", parts, [*real, *added]),
             "llama.block_count": layers,
@@ -94,6 +87,74 @@ def slow_main(layers: int = 240, name: str | None = None, kind: gguf.GGMLQuantiz
         1,
         build,
     )
+
+
+def sliding_main(layers: int = 90, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32) -> Recipe:
+    """As `slow_main`, in the form of a family whose cache cannot be cut: the added layers see the last 128 tokens only.
+
+    The real layers see everything, so the text is SmolLM2's, and smollm2 drafts for it. MiMo-V2 is the family whose graph in
+    llama.cpp is Llama's with a window (src/models/mimo2.cpp): a dense layer is one without a router.
+    """
+    window = 128
+
+    def build(smollm2: Path, out: Path) -> None:
+        parts = read_parts(smollm2)
+        own = parts.metadata
+        heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
+        real = []
+        for tensor in parts.tensors.values():
+            stored = requantized(tensor, kind)
+            key = heads.get(tensor.name.split(".")[-2])
+            real.append(stored if key is None else _by_halves(stored, own[key][0]))
+        embedding = next(tensor for tensor in real if tensor.name == "token_embd.weight")
+        added = _silent_layers(real, layers)
+        tensors = [*real, embedding.named("output.weight"), *added]
+        named = {f"mimo2{key.removeprefix('llama')}": v for key, v in own.items() if key.startswith("llama.")}
+        kept = {key: value for key, value in own.items() if not key.startswith("llama.")}
+        count, array = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.ARRAY
+        sliding = [index >= LAYERS for index in range(layers)]
+        extra = {
+            **named,
+            "mimo2.block_count": (layers, count, None),
+            "mimo2.expert_feed_forward_length": (1, count, None),
+            "mimo2.attention.sliding_window": (window, count, None),
+            "mimo2.attention.sliding_window_pattern": (sliding, array, gguf.GGUFValueType.BOOL),
+        }
+        changes = {
+            **_called(f"SmolLM2 Sliding {layers} Layers", parts, tensors),
+            "general.file_type": int(_FILE_TYPES[kind]),
+        }
+        write_gguf(out, Parts(kept, "mimo2", {}), tensors, changes, extra=extra)
+
+    return Recipe(
+        f"sliding-main-{layers}-{kind.name.lower()}",
+        f"SmolLM2-Sliding-{layers}L.{kind.name}.gguf",
+        f"main model: as slow-main with {layers} layers; the added ones keep {window} tokens (MiMo-V2's form)",
+        1,
+        build,
+    )
+
+
+def _by_halves(tensor: Planned, heads: int) -> Planned:
+    """The rows of a matrix of queries or keys for the other order of rotated pairs: first halves, then second ones (NEOX)."""
+
+    def data() -> Any:
+        rows = tensor.data()
+        return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+    return Planned(tensor.name, tensor.kind, tensor.shape, data)
+
+
+def _silent_layers(real: Sequence[Planned], layers: int) -> list[Planned]:
+    """The layers behind the real ones, up to `layers` in all: copies of the first that add nothing."""
+    ready = [Planned(t.name, t.kind, t.shape, _once(t.data)) for t in _layer(real, 0)]
+    return [
+        (zeros_like(t) if t.name.endswith((".attn_output.weight", ".ffn_down.weight")) else t).named(
+            t.name.replace("blk.0.", f"blk.{index}.", 1)
+        )
+        for index in range(LAYERS, layers)
+        for t in ready
+    ]
 
 
 def bad_draft(cut: int = 3, name: str | None = None) -> Recipe:

@@ -12,11 +12,14 @@ import pytest
 
 from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings, Request
+from autospec.catalog.gguf import read_gguf
 from autospec.drafting import OFF, Drafting, Mode
 from tests.conftest import LabModels
+from tests.lab import Recipe, sliding_main
 
 # One thread: two spin against each other where the cores are shared, and become twenty times slower.
 SETTINGS = LaunchSettings(("-c", "1024", "-t", "1"), ready_timeout_s=120)
+SLIDING = sliding_main(31, gguf.GGMLQuantizationType.Q8_0)
 QUESTION = Request(
     [{"role": "user", "content": "Write a Python function that returns the n-th Fibonacci number."}],
     max_tokens=24,
@@ -59,15 +62,23 @@ def test_a_slow_main_costs_what_its_layers_weigh(lab_models: LabModels) -> None:
     assert len(set(sizes.values())) == 1
 
 
+def test_a_sliding_main_keeps_a_window_in_its_added_layers(lab_models: LabModels) -> None:
+    """One layer of 31 adds nothing and sees 128 tokens, which the catalogue reads from its file."""
+    model = read_gguf(lab_models.path(SLIDING))
+    assert model.sliding_window == 128
+    assert model.kv_sliding_bytes_per_token * 31 == model.kv_bytes_per_token
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("main", ["slow-main-small", SLIDING], ids=["slow", "sliding"])
 def test_a_slow_main_writes_what_the_fast_main_writes(
-    lab_models: LabModels, llama_server_binary: Path, tmp_path: Path
+    main: str | Recipe, lab_models: LabModels, llama_server_binary: Path, tmp_path: Path
 ) -> None:
-    """Greedy text is equal, and the original drafts for it with nearly full acceptance."""
+    """Greedy text is equal, and the original drafts for it with nearly full acceptance; a window changes neither."""
     backend = LlamaServer(llama_server_binary, tmp_path)
     drafting = Drafting(Mode.DRAFT_MODEL, draft=str(lab_models.smollm2), n_max=4, n_min=0, p_min=0.0)
     texts = []
-    for model, how in ((lab_models.fast_main, OFF), (lab_models.slow_main_small, drafting)):
+    for model, how in ((lab_models.fast_main, OFF), (lab_models.path(main), drafting)):
         server = backend.launch(str(model), how, SETTINGS)
         try:
             answer = server.complete(QUESTION)
