@@ -40,7 +40,7 @@ WANTED = {
 # Of the installed wheel, by the name that autospec itself has for its distribution.
 METADATA = """
 from importlib import metadata
-from autospec.distribution import DISTRIBUTION
+from autospec.errors import DISTRIBUTION
 found = metadata.metadata(DISTRIBUTION)
 print(*(f"{key}: {value}" for key, value in found.items()), sep="\\n")
 print(*(f"Script: {e.name}" for e in metadata.distribution(DISTRIBUTION).entry_points), sep="\\n")

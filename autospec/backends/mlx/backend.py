@@ -35,7 +35,6 @@ from autospec.backends.server import LOG_SEARCHED, LaunchedServer, canary, start
 from autospec.backends.streamed import StreamedClient
 from autospec.backends.user_args import check_count, options_of
 from autospec.cells import Build, options_in
-from autospec.distribution import install_line
 from autospec.drafting import Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
@@ -46,6 +45,7 @@ from autospec.errors import (
     SpeculationInactiveError,
     UnsupportedError,
     UsageError,
+    install_line,
 )
 from autospec.files import replace_file
 
