@@ -1,7 +1,7 @@
 """Measures what pairs do not show: what context costs, and what a draft costs that is loaded and not used.
 
 Context: batches are timed behind a recorded prompt already. Here they are timed behind a longer context too: the difference is
-what a token costs more further on in an answer (`autospec.measure.depth_costs`). A sliding window or a state costs the same at
+what a token costs more further on in an answer (`autospec.measure.measurements`). A sliding window or a state costs the same at
 any depth, so models with one are left out.
 
 Idle drafts, each once: where each request carries its drafting, a client can turn drafting off by asking for no draft tokens
@@ -26,8 +26,8 @@ from autospec.backends.registry import Idles
 from autospec.drafting import Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.measure.asking import Asking
-from autospec.measure.depth_costs import DepthCosts, DepthRise
 from autospec.measure.log_ratios import signed_rank_estimate
+from autospec.measure.measurements import DepthCosts, DepthRise
 from autospec.predict.profile import Recording
 from autospec.predict.recording import time_depth, typical_of
 from autospec.prompts.suite import Prompt
