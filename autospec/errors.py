@@ -60,7 +60,7 @@ __all__ = [
     "install_line_for",
 ]
 
-# The import name and the command are `autospec`. On PyPI that name belongs to another project, so the distribution has its own.
+# The import name and the command are `autospec`. On PyPI that name belongs to another project.
 DISTRIBUTION: Final = "autospec-llm"
 
 

@@ -194,8 +194,9 @@ def _read() -> dict[int, int]:
 class Metal:
     """The GPU of this Mac with Apple silicon; see `autospec.hardware.gpu_reading.GpuSource`.
 
-    The driver counts the GPU time of each process; Activity Monitor shows the same figures. Every user may read them. The format is
-    Apple's own and may change; it has not been tried on a Mac. A look takes some 20 ms, outside the timed part.
+    The driver counts the GPU time of each process; Activity Monitor shows the same figures. Every user may read
+    them. The format is Apple's own and may change; it has not been tried on a Mac. A look takes some 20 ms,
+    outside the timed part.
     """
 
     def __init__(

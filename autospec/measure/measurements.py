@@ -1,13 +1,13 @@
-"""Measured answers, pairs of them, live samples, the request that a verdict is for, and what its context costs.
+"""Measured answers, pairs of them, live samples, the request of a verdict, and what its context costs.
 
 A measured answer is short: some 64 or 128 tokens after a prompt of which nothing is cached. Users ask for longer answers, and
 most of their prompt is cached. So prompt time and generation time are measured apart and recombined for the request that users
 make. Both halves of a pair are recombined for the same request, which compares answers of different length fairly.
 
-A token takes longer the more tokens stand before it: every pass of a model reads the keys and values of all of them. A measured
-answer is short, and the answer that users ask for ends further from the prompt's beginning, where each pass takes longer. A pass
-that verifies proposals reads them for each of its tokens, and a draft reads its own. So a longer answer changes the ratio of
-drafting to off, and both are corrected.
+A token takes longer the more tokens stand before it: every pass of a model reads the keys and values of all
+of them. A measured answer is short, and the answer that users ask for ends further from the prompt's
+beginning, where each pass takes longer. A pass that verifies proposals reads them for each of its tokens, and
+a draft reads its own. So a longer answer changes the ratio of drafting to off, and both are corrected.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The dashboard at ``/autospec/``: its files, which hold no data, and the live figures that it shows.
 
-The page reads the same documents as every other client, with the key if there is one, and it loads nothing from elsewhere. The
-headers keep its scripts to its own. The live figures are speed and acceptance of the last answers by model, prompt type and
-drafting, in memory since the proxy's start: ``autospec.proxy.metrics`` counts for ever and the store keeps samples.
+The page reads the same documents as every other client, with the key if there is one, and it loads nothing
+from elsewhere. The headers keep its scripts to its own. The live figures are speed and acceptance of the last
+answers by model, prompt type and drafting, in memory since the proxy's start: ``autospec.proxy.metrics``
+counts for ever and the store keeps samples.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Measures what pairs do not show: what context costs, and what a draft costs that is loaded and not used.
 
-Context: batches are timed behind a recorded prompt already. Here they are timed behind a longer context too: the difference is
-what a token costs more further on in an answer (`autospec.measure.measurements`). A sliding window or a state costs the same at
-any depth, so models with one are left out.
+Context: batches are timed behind a recorded prompt already. Here they are timed behind a longer context too:
+the difference is what a token costs more further on in an answer (`autospec.measure.measurements`). A sliding
+window or a state costs the same at any depth, so models with one are left out.
 
-Idle drafts, each once: where each request carries its drafting, a client can turn drafting off by asking for no draft tokens
-(`num_draft_tokens: 0`). The draft still processes every prompt, keeps its memory, and batching and the prompt cache stay
-disabled. Verdicts compare with a process without a draft, so this changes none of them; it is what a user pays for leaving
-the draft loaded.
+Idle drafts, each once: where each request carries its drafting, a client can turn drafting off by asking for
+no draft tokens (`num_draft_tokens: 0`). The draft still processes every prompt, keeps its memory, and
+batching and the prompt cache stay disabled. Verdicts compare with a process without a draft, so this changes
+none of them; it is what a user pays for leaving the draft loaded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How the search uses expectations: which drafting to launch next, which never, and when predictions are not trusted.
 
-`Forecast` is for what can be predicted. Modes beside a draft model are too many to predict all: the draftings of single modes
-that are expected to be best are put together. `LaunchedForecast` is for what cannot be predicted: it judges by what the launches
-so far have told.
+`Forecast` is for what can be predicted. Modes beside a draft model are too many to predict all: the draftings
+of single modes that are expected to be best are put together. `LaunchedForecast` is for what cannot be
+predicted: it judges by what the launches so far have told.
 """
 
 from __future__ import annotations
