@@ -19,7 +19,7 @@ import json, sys, sysconfig
 import autospec.files as data
 from autospec.prompts.request_text import keywords
 keywords()  # the word lists are a file of the package
-from autospec.proxy.page import PAGE_PATHS, page
+from autospec.proxy.dashboard import PAGE_PATHS, page
 pages = [page(path) for path in PAGE_PATHS]  # so are those of the dashboard, and of the report
 from pathlib import Path
 from autospec.report import html
@@ -40,7 +40,7 @@ WANTED = {
 # Of the installed wheel, by the name that autospec itself has for its distribution.
 METADATA = """
 from importlib import metadata
-from autospec.distribution import DISTRIBUTION
+from autospec.errors import DISTRIBUTION
 found = metadata.metadata(DISTRIBUTION)
 print(*(f"{key}: {value}" for key, value in found.items()), sep="\\n")
 print(*(f"Script: {e.name}" for e in metadata.distribution(DISTRIBUTION).entry_points), sep="\\n")

@@ -9,8 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from autospec.distribution import DISTRIBUTION
-from autospec.errors import AutospecError
+from autospec.errors import DISTRIBUTION, AutospecError
 
 __all__ = [
     "PRIVACY_HINT",

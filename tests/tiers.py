@@ -78,7 +78,7 @@ LISTED = (
         PROCESS,
         "Whole tunes on simulated servers, on the disk: one to ten seconds each.",
         (
-            "tuning/test_idle_draft.py",
+            "tuning/test_calibration_idle_draft.py",
             "tuning/test_resume_in_a_tune.py",
             "tuning/test_run.py",
             "tuning/test_runner_up.py",

@@ -147,8 +147,7 @@ def _catalogue(shell: Shell) -> Callable[[str], Model | None]:
 def _require_extra() -> None:
     from importlib.util import find_spec
 
-    from autospec.distribution import install_line
-    from autospec.errors import AutospecError
+    from autospec.errors import AutospecError, install_line
 
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:

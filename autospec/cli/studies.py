@@ -13,8 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import click
 
 from autospec.cli.shell import Shell, command_options, complete_model
-from autospec.distribution import install_line
-from autospec.errors import AutospecError, NothingKnownError
+from autospec.errors import AutospecError, NothingKnownError, install_line
 
 if TYPE_CHECKING:
     from autospec.recommendations import StoredRecommendation

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from autospec.daemon.policy import Signals
 from autospec.daemon.work import Clock
 from autospec.hardware import identify
-from autospec.hardware.gpu import GpuWatch, shared_limit_bytes
-from autospec.hardware.metal import on_metal
+from autospec.hardware.gpu import GpuWatch, on_metal, shared_limit_bytes
 from autospec.hardware.processes import holder
 from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
 from autospec.hardware.state import between

@@ -1,26 +1,33 @@
-"""The GPUs of this machine, of all makers: as places for models, a reading of each, and their use by other processes."""
+"""The GPUs of this machine, of all makers: as places for models, a reading of each, and their use by other processes.
+
+What NVIDIA's and AMD's drivers tell is read in modules of their own; a Mac's is read here.
+"""
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autospec.cells import Hardware
 from autospec.hardware import amd, nvidia
 from autospec.hardware.gpu_reading import GpuReading, GpuSource, GpuUse
 from autospec.hardware.identity import output_of
-from autospec.hardware.metal import Metal, on_metal
 
 __all__ = [
     "Device",
     "GpuWatch",
+    "Metal",
     "devices_here",
     "driver_devices",
     "in_package",
     "is_integrated",
     "metal_limit_bytes",
+    "on_metal",
+    "parse_gpu_clients",
     "read_gpus",
     "shared_limit_bytes",
     "usable",
@@ -154,6 +161,78 @@ def _devices(library: str, readings: Sequence[GpuReading]) -> tuple[Device, ...]
 
 def _library(device: Device) -> str:
     return device.name.rstrip("0123456789")
+
+
+_CREATOR = re.compile(r'"IOUserClientCreator"\s*=\s*"pid (\d+)')
+_TIME = re.compile(r'"accumulatedGPUTime"\s*=\s*(\d+)')
+_CLIENTS = ("ioreg", "-r", "-d", "1", "-w", "0", "-c", "AGXDeviceUserClient")
+
+
+def on_metal() -> bool:
+    """True where models compute on a Mac's GPU: Apple silicon, and a Python for it."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def parse_gpu_clients(text: str) -> dict[int, int]:
+    """Nanoseconds on the GPU by process in the output of ``ioreg -r -d 1 -w 0 -c AGXDeviceUserClient``.
+
+    A process may have several clients, and a client several queues.
+    """
+    found: dict[int, int] = {}
+    # Within a client, the queues come before or after the process.
+    for client in text.split("+-o ")[1:]:
+        if creator := _CREATOR.search(client):
+            pid = int(creator[1])
+            found[pid] = found.get(pid, 0) + sum(map(int, _TIME.findall(client)))
+    return found
+
+
+def _read() -> dict[int, int]:
+    return parse_gpu_clients(output_of(*_CLIENTS))
+
+
+class Metal:
+    """The GPU of this Mac with Apple silicon; see `autospec.hardware.gpu_reading.GpuSource`.
+
+    The driver counts the GPU time of each process; Activity Monitor shows the same figures. Every user may read
+    them. The format is Apple's own and may change; it has not been tried on a Mac. A look takes some 20 ms,
+    outside the timed part.
+    """
+
+    def __init__(
+        self, read: Callable[[], Mapping[int, int]] = _read, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._read = read
+        self._clock = clock
+        self._before: Mapping[int, int] = {}
+        self._started_s = 0.0
+
+    def readings(self) -> tuple[GpuReading, ...]:
+        """See `GpuSource`. Nothing that an ordinary user may read."""
+        return ()
+
+    def energies_j(self) -> tuple[float | None, ...]:
+        """See `GpuSource`. powermetrics(1) needs root."""
+        return ()
+
+    def start(self) -> None:
+        """See `GpuSource`."""
+        self._before = self._read()
+        self._started_s = self._clock()
+
+    def finish(self, own_pids: frozenset[int], *, at_rest: bool = False) -> GpuUse | None:
+        """See `GpuSource`."""
+        window_s = self._clock() - self._started_s
+        after = self._read()
+        if not self._before or not after or window_s <= 0.0:
+            return None
+        if not at_rest and own_pids.isdisjoint(after):
+            return None
+        # A process without a figure before has opened the GPU since; one that closed a client has a smaller figure.
+        used_ns = sum(
+            max(0, ns - self._before.get(pid, 0)) for pid, ns in after.items() if pid not in own_pids
+        )
+        return GpuUse(min(1.0, used_ns / 1e9 / window_s))
 
 
 def _sources() -> tuple[GpuSource, ...]:

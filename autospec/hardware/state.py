@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from autospec.hardware.energy import Energy, EnergyMeter
-from autospec.hardware.gpu import GpuWatch
+from autospec.hardware.gpu import GpuWatch, on_metal
 from autospec.hardware.gpu_reading import GpuUse
-from autospec.hardware.metal import on_metal
 from autospec.hardware.readings import Power, Reading, descendants, read, read_power
 
 __all__ = [

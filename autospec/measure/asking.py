@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from autospec.backends.protocol import Completion, Request, Server, Slotted
 from autospec.drafting import Drafting
 from autospec.errors import RequestError
-from autospec.hardware.metal import on_metal
+from autospec.hardware.gpu import on_metal
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
 from autospec.measure.measurements import CUT, Measurement, Pair, Phase, enough_tokens, token_ms_of

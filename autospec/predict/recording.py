@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from autospec.backends.protocol import Request, Tokens
 from autospec.errors import RequestError
-from autospec.measure.depth_costs import DepthRise, rise_of
+from autospec.measure.measurements import DepthRise, rise_of
 from autospec.predict.profile import AnswerProfile, Recording, Scorer, profile_answer, profile_scored
 
 __all__ = [

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from multidict import CIMultiDict
 
 from autospec.errors import UsageError
+from autospec.proxy.dashboard import PAGE_PATHS
 from autospec.proxy.errors import ProxyProblem
-from autospec.proxy.page import PAGE_PATHS
 
 __all__ = ["OPEN_PATHS", "Access", "allow_page", "check_bind", "refuse_action", "refuse_slot_files"]
 

@@ -17,10 +17,9 @@ from autospec.errors import ModelChoiceError, NothingKnownError, StoreError
 from autospec.hardware import identify
 from autospec.proxy.access import allow_page
 from autospec.proxy.actions import ACTIONS, Actions, AskDaemon
+from autospec.proxy.dashboard import PAGE_PATHS, LiveFigures, page
 from autospec.proxy.errors import ProxyProblem
-from autospec.proxy.live import LiveFigures
 from autospec.proxy.metrics import CONTENT_TYPE, Metrics, dashboard
-from autospec.proxy.page import PAGE_PATHS, page
 from autospec.proxy.request import Refused
 from autospec.recommendations import Recommendation
 from autospec.report.selection import Question, select

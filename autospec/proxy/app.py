@@ -20,8 +20,8 @@ from autospec.hardware.awake import AwakeForRequests
 from autospec.proxy.access import OPEN_PATHS, Access, allow_page, refuse_slot_files
 from autospec.proxy.actions import Actions, AskDaemon, no_daemon
 from autospec.proxy.api import Endpoints, find_offered, meant_model, running_model
+from autospec.proxy.dashboard import LiveFigures
 from autospec.proxy.errors import ProxyProblem, problem_of, problem_response, shape_of
-from autospec.proxy.live import LiveFigures
 from autospec.proxy.metrics import Metrics, SampleWriter
 from autospec.proxy.relay import Relay
 from autospec.proxy.request import (

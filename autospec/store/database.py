@@ -16,9 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from autospec.cells import Build, Cell, Hardware, PromptType
-from autospec.distribution import install_line
 from autospec.drafting import Drafting
-from autospec.errors import StoreError
+from autospec.errors import StoreError, install_line
 from autospec.files import write_hint
 from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.measurements import Measurement, Phase, Sample

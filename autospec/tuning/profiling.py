@@ -33,8 +33,8 @@ from autospec.predict.recording import DraftPass, batch_sizes, pass_of, record, 
 from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
 from autospec.tuning.budget import Pace
+from autospec.tuning.calibration import DepthTiming
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
-from autospec.tuning.depth_timing import DepthTiming
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
 __all__ = ["RECORDING", "Profiler", "keeps_state", "output_share", "timed_apart"]

@@ -38,9 +38,9 @@ from autospec.recommendations import (
 from autospec.store.database import CellLocks, Store, open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost, conclude, conditions_of, likely_of, nothing_to_try
+from autospec.tuning.calibration import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.cell import CellRun, Progress, TuneContext, TuneSession, TuneStep
 from autospec.tuning.forecast import Forecast
-from autospec.tuning.idle_draft import compare_idle_drafts, forget_idle_drafts, idle_draft_of
 from autospec.tuning.launch_scatter import LaunchComparing, known_scatter
 from autospec.tuning.launches import Launches, Memory, resident_launches
 from autospec.tuning.limit_checks import LimitChecks, Subject

@@ -20,8 +20,7 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep, geometric_mean, mean_log_ratio
-from autospec.tuning.forecast import MOST_TOGETHER, Forecast
-from autospec.tuning.launched_forecast import LaunchedForecast
+from autospec.tuning.forecast import MOST_TOGETHER, Forecast, LaunchedForecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm

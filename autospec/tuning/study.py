@@ -22,9 +22,8 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from autospec.cells import Cell
-from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError
+from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
 from autospec.store.database import first_use
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space

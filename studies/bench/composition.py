@@ -19,8 +19,7 @@ from autospec.backends.protocol import Backend, Completion, LaunchSettings, Requ
 from autospec.backends.registry import backend_for
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.depth_costs import DepthCosts, DepthRise
-from autospec.measure.measurements import Measurement, Phase, RequestShape, token_ms_of
+from autospec.measure.measurements import DepthCosts, DepthRise, Measurement, Phase, RequestShape, token_ms_of
 from autospec.predict.profile import Recording
 from autospec.predict.recording import record, time_batches, time_depth, typical_of
 from autospec.prompts.suite import Half, Prompt, load_suite

@@ -34,7 +34,7 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.prompts.suite import Half, Prompt, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
-from autospec.tuning.idle_draft import idle_draft_figures
+from autospec.tuning.calibration import idle_draft_figures
 from autospec.tuning.launches import Launches
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.tasks import Task

@@ -13,9 +13,8 @@ from autospec.backends.llama_cpp import python as backend
 from autospec.backends.llama_cpp import python_child as child
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import Build
-from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import BackendMissingError, UnsupportedError, UsageError
+from autospec.errors import BackendMissingError, UnsupportedError, UsageError, install_line
 
 LOOKUP = Drafting(Mode.PROMPT_LOOKUP, n_max=6, ngram_n=3)
 SETTINGS = frozenset({"n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers", "flash_attn", "seed"})

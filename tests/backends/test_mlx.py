@@ -23,7 +23,6 @@ from autospec.backends.process import ServerProcess, free_port
 from autospec.backends.protocol import Cycle, LaunchSettings, Request, Watched
 from autospec.backends.registry import InProcess
 from autospec.backends.streamed import StreamedClient
-from autospec.distribution import install_line
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
@@ -33,6 +32,7 @@ from autospec.errors import (
     SpeculationInactiveError,
     UnsupportedError,
     UsageError,
+    install_line,
 )
 from autospec.measure.measurements import Pair
 from autospec.predict.profile import Scorer, profile_answer, profile_scored

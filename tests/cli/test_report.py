@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from autospec.cells import PromptType
 from autospec.cli import cli
-from autospec.distribution import install_line
+from autospec.errors import install_line
 from autospec.hardware import identify
 from autospec.recommendations import Verdict
 from autospec.report.html.page import MOST_BYTES

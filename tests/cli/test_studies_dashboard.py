@@ -14,8 +14,7 @@ from click.testing import CliRunner
 
 from autospec.cli import cli
 from autospec.cli.studies import copy_of_studies, server_for
-from autospec.distribution import install_line
-from autospec.errors import AutospecError, NothingKnownError
+from autospec.errors import AutospecError, NothingKnownError, install_line
 from autospec.settings import load_settings
 from autospec.store.database import open_store
 from tests.report.samples import DRAFTING

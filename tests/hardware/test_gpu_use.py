@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.hardware.gpu import GpuWatch
+from autospec.hardware.gpu import GpuWatch, Metal, parse_gpu_clients
 from autospec.hardware.gpu_reading import GpuUse
-from autospec.hardware.metal import Metal, parse_gpu_clients
 from autospec.hardware.nvidia import Nvidia
 from tests.hardware.fake_gpus import GIB, NOT_SUPPORTED, Card, FakeNvml
 

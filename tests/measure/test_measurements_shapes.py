@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from autospec.cells import PromptType
-from autospec.measure.depth_costs import DepthCosts, DepthRise
 from autospec.measure.measurements import (
     AS_MEASURED,
     CACHED_SHARE,
+    DepthCosts,
+    DepthRise,
     Measurement,
     Pair,
     RequestShape,

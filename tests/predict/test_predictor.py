@@ -13,8 +13,7 @@ import pytest
 
 from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.depth_costs import DepthCosts
-from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes
+from autospec.measure.measurements import AS_MEASURED, DepthCosts, Measurement, Pair, Phase, Shapes
 from autospec.predict.predictor import Predictor
 from autospec.predict.profile import AnswerProfile, Recording
 from autospec.predict.recording import DraftPass, pass_of, record, time_batches, time_depth, typical_of

@@ -15,8 +15,7 @@ from autospec.errors import NothingKnownError
 from autospec.measure.measurements import Sample
 from autospec.proxy.access import Access
 from autospec.proxy.app import Rules
-from autospec.proxy.live import LiveFigures
-from autospec.proxy.page import PAGE_PATHS
+from autospec.proxy.dashboard import PAGE_PATHS, LiveFigures
 from autospec.proxy.serve import listen
 from autospec.settings import parse_duration
 from tests.backends.waiting import wait_until

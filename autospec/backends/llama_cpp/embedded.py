@@ -28,8 +28,7 @@ from autospec.backends.user_args import check_count, options_of, refuse_owned
 from autospec.cells import Build
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
-from autospec.hardware.gpu import Device, is_integrated
-from autospec.hardware.metal import on_metal
+from autospec.hardware.gpu import Device, is_integrated, on_metal
 
 __all__ = ["TYPES", "Embedded", "drafting_fields", "user_fields"]
 

@@ -20,9 +20,8 @@ from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import check_count, options_of, refuse_owned
 from autospec.cells import Build
-from autospec.distribution import install_line
 from autospec.drafting import Drafting, Mode
-from autospec.errors import BackendMissingError, UnsupportedError, UsageError
+from autospec.errors import BackendMissingError, UnsupportedError, UsageError, install_line
 
 __all__ = ["LlamaCppPython"]
 

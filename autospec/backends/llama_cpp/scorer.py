@@ -15,8 +15,7 @@ from autospec.backends.json_http import JsonClient
 from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.server import ChildServer, start_child
 from autospec.backends.token_http import TokenReader
-from autospec.distribution import install_line
-from autospec.errors import BackendMissingError
+from autospec.errors import BackendMissingError, install_line
 
 __all__ = ["LlamaCppScorer"]
 

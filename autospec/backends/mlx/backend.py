@@ -35,7 +35,6 @@ from autospec.backends.server import LOG_SEARCHED, LaunchedServer, canary, start
 from autospec.backends.streamed import StreamedClient
 from autospec.backends.user_args import check_count, options_of
 from autospec.cells import Build, options_in
-from autospec.distribution import install_line
 from autospec.drafting import Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
@@ -46,6 +45,7 @@ from autospec.errors import (
     SpeculationInactiveError,
     UnsupportedError,
     UsageError,
+    install_line,
 )
 from autospec.files import replace_file
 
@@ -226,7 +226,7 @@ class Mlx:
         ``default_model`` is mlx_lm.server's name for the models of its command line, also for "no draft"
         (`ModelProvider.load`). It would load any other name in place of both models, or look for it on the Hugging
         Face hub. Zero tokens with a draft in memory drafts nothing, but it is not the measured baseline
-        (`autospec.tuning.idle_draft`). ``adapters`` is a path that versions before 0.32 load.
+        (`autospec.tuning.calibration`). ``adapters`` is a path that versions before 0.32 load.
         """
         models = {"model": _LAUNCHED, "draft_model": _LAUNCHED, "adapters": None}
         return {**models, "num_draft_tokens": 0 if drafting.is_off else drafting.n_max}

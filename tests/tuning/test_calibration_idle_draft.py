@@ -15,7 +15,7 @@ from autospec.errors import RequestError, ServerDiedError
 from autospec.measure.asking import Asking
 from autospec.prompts.suite import Half
 from autospec.tuning.budget import Budget
-from autospec.tuning.idle_draft import idle_draft_figures
+from autospec.tuning.calibration import idle_draft_figures
 from autospec.tuning.launches import Launches
 from tests.backends.waiting import wait_until
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer

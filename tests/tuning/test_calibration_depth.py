@@ -9,8 +9,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.errors import RequestError
-from autospec.measure.depth_costs import DepthCosts
-from autospec.measure.measurements import Shapes
+from autospec.measure.measurements import DepthCosts, Shapes
 from autospec.store.database import open_store
 from autospec.tuning.request import TuneRequest
 from tests.predict.machine import MachineTokens

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.distribution import DISTRIBUTION, install_line, install_line_for
+from autospec.errors import DISTRIBUTION, install_line, install_line_for
 
 ROOT = Path(__file__).resolve().parents[1]
 EDITABLE = {"url": "file:///home/me/my%20clones/autospec", "dir_info": {"editable": True}}

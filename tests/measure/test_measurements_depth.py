@@ -8,8 +8,15 @@ from dataclasses import replace
 import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.depth_costs import DepthCosts, DepthRise, rise_of
-from autospec.measure.measurements import Measurement, Pair, RequestShape, Shapes
+from autospec.measure.measurements import (
+    DepthCosts,
+    DepthRise,
+    Measurement,
+    Pair,
+    RequestShape,
+    Shapes,
+    rise_of,
+)
 from tests.report.samples import measurement
 
 DRAFTED = Drafting(Mode.DRAFT_MODEL, draft="/m/draft.gguf", n_max=8, n_min=0, p_min=0.0)

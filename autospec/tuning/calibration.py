@@ -1,35 +1,139 @@
-"""Measures what a draft costs that is loaded and not used, once for each draft.
+"""Measures what pairs do not show: what context costs, and what a draft costs that is loaded and not used.
 
-Where each request carries its drafting, a client can turn drafting off by asking for no draft tokens
-(`num_draft_tokens: 0`). The draft still processes every prompt, keeps its memory, and batching and the prompt cache stay
-disabled. Verdicts compare with a process without a draft, so this changes none of them; it is what a user pays for leaving
-the draft loaded.
+Context: batches are timed behind a recorded prompt already. Here they are timed behind a longer context too:
+the difference is what a token costs more further on in an answer (`autospec.measure.measurements`). A sliding
+window or a state costs the same at any depth, so models with one are left out.
+
+Idle drafts, each once: where each request carries its drafting, a client can turn drafting off by asking for
+no draft tokens (`num_draft_tokens: 0`). The draft still processes every prompt, keeps its memory, and
+batching and the prompt cache stay disabled. Verdicts compare with a process without a draft, so this changes
+none of them; it is what a user pays for leaving the draft loaded.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from autospec.backends.protocol import Completion
+from autospec.backends.protocol import Completion, Cycle, Tokens
 from autospec.backends.registry import Idles
 from autospec.drafting import Drafting
-from autospec.errors import BackendError, ServerDiedError
+from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.measure.asking import Asking
 from autospec.measure.log_ratios import signed_rank_estimate
+from autospec.measure.measurements import DepthCosts, DepthRise
+from autospec.predict.profile import Recording
+from autospec.predict.recording import time_depth, typical_of
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.launches import Launches
+from autospec.tuning.resume import note_requests
 from autospec.tuning.tasks import Task
 
-__all__ = ["compare_idle_drafts", "forget_idle_drafts", "idle_draft_figures", "idle_draft_of"]
+__all__ = ["DepthTiming", "compare_idle_drafts", "forget_idle_drafts", "idle_draft_figures", "idle_draft_of"]
+
+# The longer context has so many more tokens. With fewer than the least, noise would be larger than the rise.
+_DEEPER_TOKENS = 512
+_LEAST_DEEPER_TOKENS = 128
+# Reading them may take this share of the search's time, for each model.
+_READING_SHARE = 0.03
+# In the store, beside the rise.
+_MORE = "more_tokens"
+
+
+@dataclass(slots=True)
+class DepthTiming:
+    """What context adds to the passes of the models of one tune.
+
+    Attributes:
+        cells: Their requests get it.
+        context: The tune's tools.
+        stored: Name → what the store has under it.
+        keep: Stores a value under a name.
+        left_s: Seconds of the search that are left.
+    """
+
+    cells: Sequence[CellRun]
+    context: TuneContext
+    stored: Callable[[str], Mapping[str, Any] | None]
+    keep: Callable[[str, dict[str, Any]], None]
+    left_s: Callable[[], float]
+    # By path of a draft; the empty path for the main model. With each the tokens by which the longer context was longer.
+    _rises: dict[str, tuple[DepthRise, int]] = field(default_factory=dict)
+
+    def known(self, draft: str, name: str) -> bool:
+        """Whether the store has what a model's context costs. `draft` is its path, empty for the main model."""
+        if (data := self.stored(_under(name))) is None:
+            return False
+        try:
+            self._rises[draft] = DepthRise.from_json(data), int(data[_MORE])
+        except (KeyError, TypeError, ValueError):
+            return False  # of another version
+        return True
+
+    def time(
+        self,
+        draft: str,
+        name: str,
+        recordings: Sequence[Recording],
+        near_ms: Mapping[int, float],
+        read_ms: float,
+    ) -> Callable[[Tokens], None] | None:
+        """How to time a model's batches behind a longer context; ``None`` if it would take too long, or is known.
+
+        Args:
+            draft: Its path, empty for the main model.
+            name: Its name in the store.
+            recordings: Their text makes the context; batches are timed behind the typical one.
+            near_ms: Tokens in a batch → milliseconds behind the typical recording's prompt.
+            read_ms: Milliseconds in which the model reads one token of a prompt.
+        """
+        affordable = _READING_SHARE * self.left_s() * 1000.0 / read_ms if read_ms > 0.0 else _DEEPER_TOKENS
+        tokens = int(min(affordable, _DEEPER_TOKENS))
+        if len(near_ms) < 2 or tokens < _LEAST_DEEPER_TOKENS or self.known(draft, name):
+            return None
+
+        def work(asked: Tokens) -> None:
+            try:
+                rise = time_depth(asked, recordings, near_ms, tokens)
+            except RequestError:
+                return  # the servers' context is too short for it: the answers in use are short, too
+            self._rises[draft] = rise, tokens
+            self.keep(_under(name), {**rise.to_json(), _MORE: tokens})
+
+        return work
+
+    def note(self, recordings: Sequence[Recording]) -> None:
+        """Give it to the requests of the cells; what an earlier tune gave them stays."""
+        if "" not in self._rises:
+            return
+        main, _ = self._rises[""]
+        verifies = self.context.launches.cycle is Cycle.LLAMA_CPP
+        rises = {
+            path: main.with_draft(rise, verifies=verifies) if path else main
+            for path, (rise, _) in self._rises.items()
+        }
+        reach = len(typical_of(recordings).prompt_ids) + min(more for _, more in self._rises.values())
+        timed = DepthCosts(statistics.median(r.token_ms for r in recordings), reach, rises)
+        for cell in self.cells:
+            earlier = cell.shapes.depth
+            depth = timed if earlier is None else replace(earlier, rises={**rises, **earlier.rises})
+            cell.shapes = replace(cell.shapes, depth=depth)
+            cell.history = note_requests(cell.study, cell.history, cell.shapes)
+            self.context.pairing.stand_for(cell.cell.key, cell.shapes)
+
+
+def _under(name: str) -> str:
+    return f"{name}/depth"
+
 
 # The store keeps the figures for all prompt types under this name (`Cell.launch_key`), and each study keeps those that its
 # cell got: identity of the draft → `idle_draft_figures` and the time of the measurement.
@@ -38,7 +142,7 @@ _NOTE = "idle_draft"
 _PAIRS = 5
 _LEVEL = 0.05
 # Share of the whole budget; at least one pair is measured.
-_SHARE = 0.08
+_IDLE_SHARE = 0.08
 
 
 def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext) -> None:
@@ -114,7 +218,7 @@ def idle_draft_figures(
     """
     if not prompts or not isinstance(launches.drafted(drafting), Idles):
         return None
-    until_s = budget.spent_s + _SHARE * budget.total_s
+    until_s = budget.spent_s + _IDLE_SHARE * budget.total_s
     chosen = [prompts[i % len(prompts)] for i in range(_PAIRS)]
     pairs = _side_by_side if launches.resident == 2 else _by_turns
     found = list(pairs(_Sides(launches, asking, drafting), chosen, budget, until_s))
