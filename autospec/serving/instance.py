@@ -29,6 +29,8 @@ __all__ = ["InstanceState", "ServerInstance", "in_thread"]
 # A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0
 _SETTLE_POLL_S: Final = 0.05
+# No thread could be started to stop a server. Others end meanwhile.
+_STOP_AGAIN_S: Final = 1.0
 # Without a byte for this long a server is asked for its health. A slow machine may read a long prompt for many minutes, and
 # llama-server answers /health from a thread of its own meanwhile.
 _SILENCE_S: Final = 300.0
@@ -300,7 +302,10 @@ class ServerInstance:
         in_thread(self.server.stop).add_done_callback(self._stopped)
 
     def _stopped(self, stop: asyncio.Future[None]) -> None:
-        _ignore(stop)  # a failed stop has closed the guard's pipe too, and that ends the server
+        if isinstance(stop.exception(), RuntimeError):  # there was no thread, so the server still runs
+            asyncio.get_running_loop().call_later(_STOP_AGAIN_S, self._stop_server)
+            return
+        # Any other failed stop has closed the guard's pipe too, and that ends the server.
         self._enter(InstanceState.FAILED if self.crashed else InstanceState.STOPPED)
 
     def _enter(self, state: InstanceState) -> None:
@@ -360,7 +365,7 @@ def in_thread(
         orphaned: Called in a thread with the result if the future was cancelled or the event loop has ended.
 
     Returns:
-        A future of the result or the exception.
+        A future of the result or the exception; a `RuntimeError` also if no thread could be started.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -387,5 +392,8 @@ def in_thread(
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="autospec-proxy", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="autospec-proxy", daemon=True).start()
+    except RuntimeError as error:  # the system has no more threads
+        future.set_exception(error)
     return future

@@ -217,10 +217,10 @@ class Reconciler:
                 async with asyncio.timeout_at(looked_at_s + _TICK_S):
                     await self._kicked.wait()
             self._kicked.clear()
-            if loop.time() - looked_at_s >= _TICK_S:
-                looked_at_s = loop.time()
-                self.pool.look()
             try:
+                if loop.time() - looked_at_s >= _TICK_S:
+                    looked_at_s = loop.time()
+                    self.pool.look()
                 self.reconcile()
             except Exception:  # noqa: BLE001 - an error here must not leave all later requests waiting
                 _log.exception("The servers could not be updated; the next attempt follows in a second.")
@@ -228,8 +228,8 @@ class Reconciler:
     def reconcile(self) -> None:
         """Do what is possible now."""
         now = self._clock()
+        self.queue.expire(now)  # first: whatever fails below, nobody waits longer than the deadline
         self._collect(now)
-        self.queue.expire(now)
         self._unload_unused(now)
         unplanned = any(not self._is_planned(waiting.request.model) for waiting in self.queue)
         if self._plan_is_old or unplanned or now - self.planned_at_s >= _REPLAN_S:

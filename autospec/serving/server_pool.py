@@ -262,9 +262,12 @@ class ServerPool:
                 launch.drain()
 
     def look(self) -> None:
-        """Check every process."""
+        """Check every process; an error with one keeps no other from being checked."""
         for launch in self:
-            launch.look()
+            try:
+                launch.look()
+            except Exception:  # noqa: BLE001 - logged with its traceback; the next look follows in a second
+                _log.exception("The server of %s could not be checked.", launch.model)
 
     def end(self, *, drain: bool) -> None:
         """Drain all servers, or stop them at once."""

@@ -13,8 +13,8 @@ import pytest
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import LaunchError, UnknownModelError
-from autospec.serving import instance
+from autospec.errors import LaunchError, OverloadedError, UnknownModelError
+from autospec.serving import instance, reconciler
 from autospec.serving.dispatch import RouteRequest
 from autospec.serving.model_registry import ModelRegistry
 from tests.serving.scene import (
@@ -662,5 +662,35 @@ def test_a_model_that_lost_its_memory_during_a_switch_waits_for_a_request():
                 supervisor._reconciler.reconcile()
                 await asyncio.sleep(0.05)
             assert states(supervisor) == {"beta-1b off": "ready"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("where", ["a server's check", "the records of servers"])
+def test_an_error_in_the_control_loop_leaves_nobody_waiting(monkeypatch, caplog, where):
+    """One in a server's check ended the loop, and who waited for any model waited for ever."""
+    monkeypatch.setattr(reconciler, "_TICK_S", 0.01)
+
+    def fails(*_args):
+        raise ValueError("35 is not a valid Signals")
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            (await supervisor.lease(wanted())).give_back()
+            scene.backend.hold.clear()
+            waiting = asyncio.create_task(supervisor.lease(wanted("beta")))
+            await until(lambda: "starting" in states(supervisor).values())
+            with monkeypatch.context() as patched:
+                if where == "a server's check":
+                    patched.setattr(scene.backend.servers[0], "ended", fails)
+                else:
+                    patched.setattr(supervisor._reconciler, "_collect", fails)
+                await until(lambda: "35 is not a valid" in caplog.text)
+                scene.clock.now_s += 301.0
+                with pytest.raises(OverloadedError, match="within 300 s"):
+                    await waiting
+            scene.backend.hold.set()
+            (await supervisor.lease(wanted("beta"))).give_back()
 
     run(scenario())
