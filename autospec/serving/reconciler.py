@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -120,15 +120,18 @@ class Reconciler:
         self._missed_since_s: dict[Format, float] = {}  # engines that the last scan did not find
 
     async def lend(self, request: RouteRequest) -> ServerLease:
-        """Lend a server to one request; waits in the queue while none is free.
+        """Lend a server to one request; waits in the queue while none is free. A probe neither waits nor starts one.
 
         Raises:
-            OverloadedError: The queue is full, or the deadline passed.
+            OverloadedError: The queue is full, or the deadline passed; for a probe, no server runs.
             LaunchError: The model does not start, not even without drafting.
         """
         now, model = self._clock(), request.model
-        if request.is_probe and (lease := self._lend(request)) is not None:
-            return lease
+        if request.is_probe:
+            # Whatever its headers say: every server of the model answers it.
+            if (probed := self._lend(replace(request, drafting_off=False))) is not None:
+                return probed
+            raise OverloadedError(f"No server of {model} runs now.", "Try again in a moment.")
         error, until_s = self._broken.get(model, (None, now))
         hopeless = error is not None and now < until_s and self._needs_off(request)
         # A request that is refused must not make the servers start one for it.
