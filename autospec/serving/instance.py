@@ -21,6 +21,7 @@ from autospec.backends.protocol import Server, Watched, WithEveryRequest
 from autospec.catalog.model import loads_projector
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
+from autospec.serving.dispatch import FollowedAnswer
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import MemoryEstimate
 
@@ -29,6 +30,11 @@ __all__ = ["InstanceState", "ServerInstance", "in_thread"]
 # A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0
 _SETTLE_POLL_S: Final = 0.05
+# An answer of which its client takes no byte is ended after this time if its server drains, because the model's next server may
+# wait for that memory, and all requests behind it; they give up after five minutes (`queue_deadline`). Nobody else waits for it:
+# the hour is for a paused terminal or pager, and bounds how long it keeps a model from being unloaded.
+_UNREAD_DRAINING_S: Final = 60.0
+_UNREAD_S: Final = 3600.0
 # No thread could be started to stop a server. Others end meanwhile.
 _STOP_AGAIN_S: Final = 1.0
 # Without a byte for this long a server is asked for its health. A slow machine may read a long prompt for many minutes, and
@@ -125,7 +131,8 @@ class ServerInstance:
         self._over = asyncio.Event()
         self._suspected_until: float | None = None
         self._next_look: asyncio.TimerHandle | None = None
-        self._followed: list[Callable[[], int]] = []
+        # With what its client has not taken, and since when it is that much.
+        self._followed: dict[FollowedAnswer, tuple[int, float]] = {}
         self._earlier_bytes = 0  # of the answers that are not followed any more
         self._received_bytes = 0  # of all answers, when it was looked at last
         self._silent_since_s: float | None = None  # no byte since then, although a request came
@@ -192,19 +199,20 @@ class ServerInstance:
                 self._changed()
 
     def look(self) -> None:
-        """Check the process, and whether it still answers."""
+        """Check the process, whether it still answers, and whether clients take the answers."""
         self.check()
         if self.state in (InstanceState.READY, InstanceState.DRAINING):
             self._look_for_silence()
+            self._look_for_readers()
 
-    def follow(self, received_bytes: Callable[[], int]) -> None:
-        """Watch an answer of this server; `received_bytes` tells how much of it has arrived."""
-        self._followed.append(received_bytes)
+    def follow(self, answer: FollowedAnswer) -> None:
+        """Watch an answer of this server."""
+        self._followed[answer] = (0, self._clock())
 
-    def unfollow(self, received_bytes: Callable[[], int]) -> None:
+    def unfollow(self, answer: FollowedAnswer) -> None:
         """Stop to watch an answer."""
-        self._followed.remove(received_bytes)
-        self._earlier_bytes += received_bytes()
+        del self._followed[answer]
+        self._earlier_bytes += answer.received_bytes
 
     async def wait_over(self) -> None:
         """Wait until its process has ended."""
@@ -225,6 +233,17 @@ class ServerInstance:
         self.used_at_s = self._clock()
         self._stop_unused()
 
+    def _look_for_readers(self) -> None:
+        """End answers that their clients do not take."""
+        now_s = self._clock()
+        bound_s = _UNREAD_DRAINING_S if self.state is InstanceState.DRAINING else _UNREAD_S
+        for answer, (before_bytes, since_s) in list(self._followed.items()):
+            left_bytes = answer.unread_bytes
+            if not left_bytes or left_bytes != before_bytes:
+                self._followed[answer] = (left_bytes, now_s)
+            elif now_s - since_s >= bound_s:
+                answer.give_up()
+
     def _look_for_silence(self) -> None:
         """Ask a server for its health if it is silent; the server of `attached` is not ours to replace."""
         if self._asking is None and isinstance(self.server, Watched) and self._is_silent():
@@ -232,7 +251,7 @@ class ServerInstance:
 
     def _is_silent(self) -> bool:
         """True if no byte has come for long although a request has, whether its client still waits or has gone."""
-        received = self._earlier_bytes + sum(received_bytes() for received_bytes in self._followed)
+        received = self._earlier_bytes + sum(answer.received_bytes for answer in self._followed)
         if received != self._received_bytes:
             self._received_bytes = received
             self._heard()

@@ -337,3 +337,32 @@ def test_slow_reader_holds_the_server_back_instead_of_filling_memory(proxy, back
         assert len(everything(raw)) >= total  # and then it gets everything
     assert held < 24 << 20  # two pairs of kernel buffers, which Linux lets grow to some MB each
     assert grown < 24 << 20
+
+
+@on_both_loops
+def test_an_answer_that_its_client_does_not_take_can_be_ended(loop, proxy, backend, lent):
+    """`curl -N | less` on a long answer: its server is not drained before, and its lease had no bound."""
+    part = b"data: " + b"x" * 65_000 + b"\n\n"
+    ended = []
+
+    async def behave(asked):
+        await asked.send(SSE)
+        try:
+            while True:
+                await asked.chunk(part)
+        except ConnectionError:
+            ended.append(asked)
+
+    backend.behaviour = behave
+    with connected(proxy.base_url) as raw:
+        raw.sendall(post(CHAT, BODY))
+        wait_until(lambda: lent.followed is not None and lent.followed.unread_bytes > 0)
+        unread_bytes = -1
+        while unread_bytes != lent.followed.unread_bytes:
+            unread_bytes = lent.followed.unread_bytes
+            time.sleep(0.2)
+        loop.loop.call_soon_threadsafe(lent.followed.give_up)
+        wait_until(lambda: ended and lent.returned == 1)
+    assert lent.deaths == 0
+    told = httpx.get(proxy.base_url + "/autospec/metrics", trust_env=False).text
+    assert 'status="client_gone"' in told

@@ -285,3 +285,25 @@ def states(supervisor: Supervisor) -> Mapping[str, str]:
     """State by model and drafting of every launch."""
     rows: Iterable[dict[str, Any]] = supervisor.status()["launches"]
     return {f"{row['model']} {Drafting.from_json(row['drafting']).label}": row["state"] for row in rows}
+
+
+class Passing:
+    """An answer on its way to a client, as `autospec.serving.dispatch.FollowedAnswer` has it.
+
+    Args:
+        received_bytes: How much has arrived, or who tells.
+    """
+
+    def __init__(self, received_bytes: int | Callable[[], int] = 0) -> None:
+        self._received_bytes = received_bytes
+        self.unread_bytes = 0
+        self.given_up = 0
+
+    @property
+    def received_bytes(self) -> int:
+        """How much has arrived."""
+        return self._received_bytes if isinstance(self._received_bytes, int) else self._received_bytes()
+
+    def give_up(self) -> None:
+        """Counted."""
+        self.given_up += 1

@@ -13,7 +13,7 @@ from autospec.errors import LaunchError, UnsupportedError
 from autospec.serving import instance
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.plan_inputs import MemoryEstimate
-from tests.serving.scene import Clock, FakeServer, until
+from tests.serving.scene import Clock, FakeServer, Passing, until
 
 
 class Watched:
@@ -276,5 +276,42 @@ def test_without_a_thread_it_is_stopped_later(monkeypatch):
             assert not watched.server.stopped
         await launch.wait_over()
         assert (launch.state, watched.server.stopped) == (InstanceState.STOPPED, True)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("drains", "bound_s"), [(True, 60), (False, 3600)])
+def test_a_client_that_takes_nothing_of_its_answer(drains, bound_s):
+    """Its lease kept a server that drains, and all requests behind it; a paused terminal may keep one that does not."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        answers = paused, slow, gone_on = [Passing(), Passing(), Passing()]
+        for answer in answers:
+            launch.lend()
+            launch.follow(answer)
+        if drains:
+            launch.drain()
+        paused.unread_bytes, slow.unread_bytes = 70_000, 70_000
+        launch.look()
+        for _ in range(3):
+            watched.clock.now_s += bound_s / 4
+            slow.unread_bytes -= 1
+            gone_on.unread_bytes = 70_000 - gone_on.unread_bytes
+            launch.look()
+        watched.clock.now_s += bound_s / 4 - 1.0
+        launch.look()
+        assert not paused.given_up
+        watched.clock.now_s += 1.0
+        slow.unread_bytes -= 1
+        gone_on.unread_bytes = 0
+        launch.look()
+        assert [answer.given_up for answer in answers] == [1, 0, 0]
+        for answer in answers:
+            launch.unfollow(answer)
+            launch.give_back()
+        launch.stop()
+        await launch.wait_over()
 
     run(scenario())

@@ -24,6 +24,7 @@ from tests.serving.scene import (
     LOOKUP,
     FakeBackend,
     FakeServer,
+    Passing,
     Scene,
     model,
     recommend,
@@ -479,7 +480,7 @@ def test_a_server_that_hangs_is_replaced_and_others_go_on(health):
         scene = Scene(settings=dataclasses.replace(Scene().settings, idle_unload=""))
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted("beta")) as other:
-                other.follow(lambda: 100)
+                other.follow(Passing(100))
             stuck = await supervisor.lease(wanted())
             health.silent.add(stuck.base_url)
             await pass_time(supervisor, scene, 360)
@@ -520,7 +521,7 @@ def test_a_server_that_sends_is_not_asked(health):
         received = 0
         async with scene.opened() as supervisor:
             held = await supervisor.lease(wanted())
-            held.follow(lambda: received)
+            held.follow(Passing(lambda: received))
             health.silent.add(held.base_url)
             for _ in range(20):
                 await pass_time(supervisor, scene, 120)
@@ -539,7 +540,7 @@ def test_a_server_that_sends_while_it_is_asked_is_not_ended(health):
 
         async with scene.opened() as supervisor:
             held = await supervisor.lease(wanted())
-            held.follow(lambda: len(health.asked))  # a token comes with each question
+            held.follow(Passing(lambda: len(health.asked)))  # a token comes with each question
             health.silent.add(held.base_url)
             await pass_time(supervisor, scene, 360)
             assert len(health.asked) == 2
