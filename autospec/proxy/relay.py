@@ -317,9 +317,13 @@ class _Passage:
         self._answer: Answer | None = None  # once it has begun
 
     @property
-    def received_bytes(self) -> int:
+    def generated_bytes(self) -> int:
         """See `autospec.serving.dispatch.FollowedAnswer`."""
-        return 0 if self._answer is None else self._answer.received_bytes
+        answer = self._answer
+        # Pages, refusals and token counts come from threads that answer also if the model hangs.
+        if answer is None or self._wanted.prompt is None or answer.status >= 400:
+            return 0
+        return answer.told_bytes
 
     @property
     def unread_bytes(self) -> int:

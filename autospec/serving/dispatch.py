@@ -161,8 +161,8 @@ class FollowedAnswer(Protocol):
     """An answer of a server while it passes to its client."""
 
     @property
-    def received_bytes(self) -> int:
-        """How much of it has arrived, from its headers on."""
+    def generated_bytes(self) -> int:
+        """How much of it has arrived that only a working model sends: its text, no page, error or comment."""
 
     @property
     def unread_bytes(self) -> int:

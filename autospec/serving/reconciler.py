@@ -372,6 +372,7 @@ class Reconciler:
             why_else=why_else,
             temperature=self._temperature(request),
             number=request.number,
+            is_probe=request.is_probe,
             returned=returned,
         )
         if request.prompt is not None:

@@ -333,9 +333,10 @@ class ServerLease:
         why_else: WhyOff | None = None,
         temperature: float | None = None,
         number: int = 0,
+        is_probe: bool = False,
         returned: Callable[[ServerLease], None] = lambda _: None,
     ) -> None:
-        launch.lend()
+        launch.lend(is_probe=is_probe)
         assert launch.server is not None
         self.base_url = launch.server.base_url
         self.model = launch.model

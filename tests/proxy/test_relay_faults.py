@@ -20,6 +20,7 @@ from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
 from tests.proxy.stand_in import SSE, StandIn, reset, say_ok
+from tests.serving.scene import until
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps({"model": "main", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -366,3 +367,32 @@ def test_an_answer_that_its_client_does_not_take_can_be_ended(loop, proxy, backe
     assert lent.deaths == 0
     told = httpx.get(proxy.base_url + "/autospec/metrics", trust_env=False).text
     assert 'status="client_gone"' in told
+
+
+def test_what_counts_as_generated(proxy, backend, lent):
+    """llama-server's threads send comments, pages and refusals also while its model hangs; each was taken for a sign of life."""
+    counted = []
+
+    async def behave(asked):
+        if asked.line.startswith(b"GET"):
+            await asked.answer(b"{}")
+        elif b"refused" in asked.body:
+            await asked.answer(b"{}", status=b"400 Bad Request")
+        else:
+            await asked.send(SSE)
+            await asked.chunk(b":\n\n")
+            await until(lambda: lent.followed is not None)
+            for parts in ((), (b"data: 1\n\n",), (b":\n\n", b": keepalive 1/2\n\n")):
+                for part in parts:
+                    await asked.chunk(part)
+                await until(lambda: not parts or lent.followed.generated_bytes > counted[-1])  # noqa: B023 - called here
+                counted.append(lent.followed.generated_bytes)
+            await asked.send(b"0\r\n\r\n")
+
+    backend.behaviour = behave
+    httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
+    assert counted == [0, 9, 26]  # mlx_lm.server's comments tell how far it is
+    httpx.get(proxy.base_url + "/props", trust_env=False)
+    assert lent.followed.generated_bytes == 0
+    httpx.post(proxy.base_url + CHAT, content=BODY.replace(b"hi", b"refused"), trust_env=False)
+    assert lent.followed.generated_bytes == 0

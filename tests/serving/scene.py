@@ -291,18 +291,13 @@ class Passing:
     """An answer on its way to a client, as `autospec.serving.dispatch.FollowedAnswer` has it.
 
     Args:
-        received_bytes: How much has arrived, or who tells.
+        generated_bytes: How much has arrived.
     """
 
-    def __init__(self, received_bytes: int | Callable[[], int] = 0) -> None:
-        self._received_bytes = received_bytes
+    def __init__(self, generated_bytes: int = 0) -> None:
+        self.generated_bytes = generated_bytes
         self.unread_bytes = 0
         self.given_up = 0
-
-    @property
-    def received_bytes(self) -> int:
-        """How much has arrived."""
-        return self._received_bytes if isinstance(self._received_bytes, int) else self._received_bytes()
 
     def give_up(self) -> None:
         """Counted."""
