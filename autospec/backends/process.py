@@ -82,9 +82,12 @@ class Ended:
     signal: int | None = None
 
     def __str__(self) -> str:
-        if self.signal is not None:
+        if self.signal is None:
+            return f"ended with status {self.code}"
+        try:
             return f"was ended by {signal.Signals(self.signal).name}"
-        return f"ended with status {self.code}"
+        except ValueError:  # a real-time signal
+            return f"was ended by signal {self.signal}"
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -38,6 +38,8 @@ class BackendLine(Protocol):
 _HEAD_BYTES = 64 * 1024
 # Data buffered for a slow reader before reading from the server is paused.
 _BUFFERED_BYTES = 256 * 1024
+# llama-server writes this comment into a stream that is silent (``--sse-ping-interval``), from the thread that waits for a token.
+_PING = b":\n\n"
 _WITHOUT_BODY = frozenset({204, 304})
 # Methods after which a connection is reused. Not HEAD: llhttp cannot know that its answer has no body.
 _REUSED_AFTER = frozenset({"GET", "POST"})
@@ -70,6 +72,7 @@ class Answer:
         self.by_closing = False  # the body ends with the connection: a break looks the same
         self.ended = False  # the whole body has arrived; `read` may still have a part of it
         self.received_bytes = 0
+        self.told_bytes = 0  # of the body, without comments that only keep the connection open
         self._connection: BackendLine | None = connection
         self._method = method
         self._with_body = with_body
@@ -140,6 +143,8 @@ class Answer:
         if not self.ended:
             self._parts.append(data)
             self._size += len(data)
+            if data != _PING:
+                self.told_bytes += len(data)
 
     def on_message_begin(self) -> None:
         """Start of a message; after the final status it is unsolicited."""

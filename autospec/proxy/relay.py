@@ -314,6 +314,28 @@ class _Passage:
         self._has_events = False  # events that can be read, so that one can be added
         self._complete = False
         self._client_gone = False
+        self._answer: Answer | None = None  # once it has begun
+
+    @property
+    def generated_bytes(self) -> int:
+        """See `autospec.serving.dispatch.FollowedAnswer`."""
+        answer = self._answer
+        # Pages, refusals and token counts come from threads that answer also if the model hangs.
+        if answer is None or self._wanted.prompt is None or answer.status >= 400:
+            return 0
+        return answer.told_bytes
+
+    @property
+    def unread_bytes(self) -> int:
+        """See `autospec.serving.dispatch.FollowedAnswer`."""
+        transport, connection = self._request.transport, self._request.protocol
+        return transport.get_write_buffer_size() if transport and connection.writing_paused else 0
+
+    def give_up(self) -> None:
+        """See `autospec.serving.dispatch.FollowedAnswer`."""
+        if (transport := self._request.transport) is not None:
+            _LOG.warning("proxy: a client does not take its answer of %s, which ends here", self._lease.model)
+            transport.abort()
 
     def outcome(self) -> RequestOutcome:
         """The result of the attempt."""
@@ -354,7 +376,8 @@ class _Passage:
         if begun is not None:
             headers.popall("Accept-Encoding", None)  # the client's headers are sent and name no coding
         answer = await self._ask(upstream, headers.items(), content)
-        self._lease.follow(lambda: answer.received_bytes)
+        self._answer = answer
+        self._lease.follow(self)
         try:
             try:
                 part = await answer.read()

@@ -15,6 +15,7 @@ from autospec.drafting import Drafting
 __all__ = [
     "OFF_BECAUSE",
     "Dispatch",
+    "FollowedAnswer",
     "Lease",
     "Limit",
     "Offered",
@@ -156,6 +157,21 @@ class Offered:
     last_used: bool = False
 
 
+class FollowedAnswer(Protocol):
+    """An answer of a server while it passes to its client."""
+
+    @property
+    def generated_bytes(self) -> int:
+        """How much of it has arrived that only a working model sends: its text, no page, error or comment."""
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much waits for its client, which takes it more slowly than it arrives; 0 if the server is waited for."""
+
+    def give_up(self) -> None:
+        """End it as if its client had gone."""
+
+
 class Lease(Protocol):
     """A server lent to one request; leaving the async context gives it back.
 
@@ -194,8 +210,8 @@ class Lease(Protocol):
     def died(self) -> None:
         """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""
 
-    def follow(self, received_bytes: Callable[[], int]) -> None:
-        """Say how much of the answer has arrived, from its headers on. A server that is silent for minutes is looked at."""
+    def follow(self, answer: FollowedAnswer) -> None:
+        """Watch an answer: a server that is silent for minutes is looked at, and an answer that its client does not take ends."""
 
     def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
         """Report the generated tokens, for planning. Without a report the duration of the lease is used.

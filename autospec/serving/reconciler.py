@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -120,15 +120,18 @@ class Reconciler:
         self._missed_since_s: dict[Format, float] = {}  # engines that the last scan did not find
 
     async def lend(self, request: RouteRequest) -> ServerLease:
-        """Lend a server to one request; waits in the queue while none is free.
+        """Lend a server to one request; waits in the queue while none is free. A probe neither waits nor starts one.
 
         Raises:
-            OverloadedError: The queue is full, or the deadline passed.
+            OverloadedError: The queue is full, or the deadline passed; for a probe, no server runs.
             LaunchError: The model does not start, not even without drafting.
         """
         now, model = self._clock(), request.model
-        if request.is_probe and (lease := self._lend(request)) is not None:
-            return lease
+        if request.is_probe:
+            # Whatever its headers say: every server of the model answers it.
+            if (probed := self._lend(replace(request, drafting_off=False))) is not None:
+                return probed
+            raise OverloadedError(f"No server of {model} runs now.", "Try again in a moment.")
         error, until_s = self._broken.get(model, (None, now))
         hopeless = error is not None and now < until_s and self._needs_off(request)
         # A request that is refused must not make the servers start one for it.
@@ -217,10 +220,10 @@ class Reconciler:
                 async with asyncio.timeout_at(looked_at_s + _TICK_S):
                     await self._kicked.wait()
             self._kicked.clear()
-            if loop.time() - looked_at_s >= _TICK_S:
-                looked_at_s = loop.time()
-                self.pool.look()
             try:
+                if loop.time() - looked_at_s >= _TICK_S:
+                    looked_at_s = loop.time()
+                    self.pool.look()
                 self.reconcile()
             except Exception:  # noqa: BLE001 - an error here must not leave all later requests waiting
                 _log.exception("The servers could not be updated; the next attempt follows in a second.")
@@ -228,8 +231,8 @@ class Reconciler:
     def reconcile(self) -> None:
         """Do what is possible now."""
         now = self._clock()
+        self.queue.expire(now)  # first: whatever fails below, nobody waits longer than the deadline
         self._collect(now)
-        self.queue.expire(now)
         self._unload_unused(now)
         unplanned = any(not self._is_planned(waiting.request.model) for waiting in self.queue)
         if self._plan_is_old or unplanned or now - self.planned_at_s >= _REPLAN_S:
@@ -369,6 +372,7 @@ class Reconciler:
             why_else=why_else,
             temperature=self._temperature(request),
             number=request.number,
+            is_probe=request.is_probe,
             returned=returned,
         )
         if request.prompt is not None:

@@ -19,7 +19,7 @@ from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, LaunchError, OverloadedError, UnsupportedError, UsageError
-from autospec.serving.dispatch import Limit, RouteRequest, WhyOff
+from autospec.serving.dispatch import FollowedAnswer, Limit, RouteRequest, WhyOff
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
@@ -262,9 +262,12 @@ class ServerPool:
                 launch.drain()
 
     def look(self) -> None:
-        """Check every process."""
+        """Check every process; an error with one keeps no other from being checked."""
         for launch in self:
-            launch.look()
+            try:
+                launch.look()
+            except Exception:  # noqa: BLE001 - logged with its traceback; the next look follows in a second
+                _log.exception("The server of %s could not be checked.", launch.model)
 
     def end(self, *, drain: bool) -> None:
         """Drain all servers, or stop them at once."""
@@ -330,9 +333,10 @@ class ServerLease:
         why_else: WhyOff | None = None,
         temperature: float | None = None,
         number: int = 0,
+        is_probe: bool = False,
         returned: Callable[[ServerLease], None] = lambda _: None,
     ) -> None:
-        launch.lend()
+        launch.lend(is_probe=is_probe)
         assert launch.server is not None
         self.base_url = launch.server.base_url
         self.model = launch.model
@@ -354,7 +358,7 @@ class ServerLease:
         self._held = True
         self._number = number
         self._died = False
-        self._received_bytes: Callable[[], int] | None = None
+        self._answer: FollowedAnswer | None = None
         launch.requests.add(number)
 
     def died(self) -> None:
@@ -362,10 +366,10 @@ class ServerLease:
         self._died = True
         self.launch.check(suspected=True)
 
-    def follow(self, received_bytes: Callable[[], int]) -> None:
-        """Say how much of the answer has arrived."""
-        self._received_bytes = received_bytes
-        self.launch.follow(received_bytes)
+    def follow(self, answer: FollowedAnswer) -> None:
+        """Watch an answer."""
+        self._answer = answer
+        self.launch.follow(answer)
 
     def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
         """Report the number of generated tokens, and of the whole prompt's if it is known."""
@@ -376,8 +380,8 @@ class ServerLease:
         """End the lease; may be called twice."""
         if self._held:
             self._held = False
-            if self._received_bytes is not None:
-                self.launch.unfollow(self._received_bytes)
+            if self._answer is not None:
+                self.launch.unfollow(self._answer)
             if not self._died:
                 self.launch.requests.discard(self._number)
             self.launch.give_back()

@@ -44,6 +44,9 @@ _log = logging.getLogger(__name__)
 _POLL_S: Final = 2.0
 # Minimum time between two scans of the disk because of unknown model names.
 _RESCAN_S: Final = 30.0
+# How long a request for an unknown name, and everything else that needs the models as they are now, waits for a scan. Most take
+# less than a second; the disk of a folder in `model_dirs` may hang for ever (a dead NFS server).
+_SCAN_WAIT_S: Final = 30.0
 # Time between two scans while servers run: builds are upgraded and files replaced.
 _SCAN_S: Final = 300.0
 # launchd and systemd give a service at least 20 s to end; answers in progress get half of it.
@@ -72,6 +75,7 @@ class Supervisor:
         self._looking = asyncio.Lock()
         self._scanned_at_s = self._clock()
         self._scan: asyncio.Task[None] | None = None
+        self._scanning: asyncio.Future[ModelRegistry] | None = None  # in its thread; it may hang
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -308,12 +312,15 @@ class Supervisor:
         return self._reconciler.options.registry.find(name)
 
     async def _rescanned(self) -> bool:
-        """Scan the disk again, unless that was done recently; concurrent callers share one scan."""
+        """Scan the disk again, unless that was done recently; concurrent callers share one scan. False if it takes too long."""
         if self._scan is None:
             if self._clock() - self._scanned_at_s < _RESCAN_S:
                 return False
             self._scan = self._run(self._rescan())
-        await asyncio.shield(self._scan)
+        scan = self._scan
+        if not (await asyncio.wait({scan}, timeout=_SCAN_WAIT_S))[0]:
+            return False
+        scan.result()
         return True
 
     async def _rescan(self) -> None:
@@ -325,9 +332,18 @@ class Supervisor:
             self._scan = None
 
     async def _look(self) -> None:
-        """Scan the disk and probe the backends; keep the last result if that fails."""
+        """Scan the disk and probe the backends; keep the last result if that fails or takes too long.
+
+        A scan that hangs is not begun a second time: each one would hold a thread. A late result is taken by the next look.
+        """
+        wait_s = 0.0 if self._scanning is not None else _SCAN_WAIT_S
+        scan = self._scanning = self._scanning or in_thread(self._dependencies.registry)
         try:
-            self._reconciler.offer(await in_thread(self._dependencies.registry))
+            if not (await asyncio.wait({scan}, timeout=wait_s))[0]:
+                _log.warning("The disk could not be scanned: a folder or a backend does not answer.")
+                return
+            self._scanning = None
+            self._reconciler.offer(scan.result())
         except AutospecError as error:
             _log.warning("The disk could not be scanned: %s", error)
         finally:

@@ -195,3 +195,16 @@ def test_the_end_is_seen_at_once(start):
     begun = time.monotonic()
     assert process.wait_ended(60) == Ended(code=0)
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        (Ended(code=3), "ended with status 3"),
+        (Ended(signal=signal.SIGKILL), "was ended by SIGKILL"),
+        (Ended(signal=35), "was ended by signal 35"),  # a real-time signal has no name
+    ],
+)
+def test_how_it_ended_in_words(ended, words):
+    """Whatever ended it, there are words for it."""
+    assert str(ended) == words

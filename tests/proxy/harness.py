@@ -18,7 +18,7 @@ from autospec.errors import AutospecError, UnknownModelError
 from autospec.proxy.app import Rules
 from autospec.proxy.request import Classify
 from autospec.proxy.serve import ListeningProxy, listen
-from autospec.serving.dispatch import Limit, Offered, RouteRequest, WhyOff
+from autospec.serving.dispatch import FollowedAnswer, Limit, Offered, RouteRequest, WhyOff
 
 START_TIMEOUT_S = 30.0
 
@@ -48,13 +48,15 @@ class LentServer:
     prompt_tokens: int = 0
     leases: int = 0
     returned: int = 0
+    followed: FollowedAnswer | None = None
 
     def died(self) -> None:
         """Counted."""
         self.deaths += 1
 
-    def follow(self, received_bytes: Callable[[], int]) -> None:
-        """Nobody looks."""
+    def follow(self, answer: FollowedAnswer) -> None:
+        """Remembered."""
+        self.followed = answer
 
     def answered(self, tokens: float, prompt_tokens: int | None = None) -> None:
         """Counted."""

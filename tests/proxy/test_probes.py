@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from autospec.drafting import OFF
-from autospec.errors import LaunchError
+from autospec.errors import LaunchError, OverloadedError
 from autospec.proxy.app import Rules
 from tests.proxy.harness import proxy_over
 from tests.proxy.raw import exchange
-from tests.serving.scene import Scene, until, wanted
+from tests.serving.scene import LOOKUP, Scene, recommend, until, wanted
 
 CHAT = "/v1/chat/completions"
 PAGE = {"Origin": "http://localhost:3000"}
@@ -51,6 +51,49 @@ def test_probes_do_not_keep_a_model_loaded():
             await until(lambda: not scene.backend.running)
             busy = supervisor.status()["busy"]
             assert (busy["requests"], busy["last_request_s_ago"]) == (1, 60.0 * (polls + 1))
+
+    asyncio.run(scenario())
+
+
+def test_a_probe_neither_waits_nor_starts_a_server():
+    """Its server died under it: the second attempt started the model, and /health waited for it for up to five minutes."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            probe = wanted(kind=None, probe=True)
+            with pytest.raises(OverloadedError, match="No server of alpha-1b runs now"):
+                await supervisor.lease(probe)
+            (await supervisor.lease(wanted())).give_back()
+            lease = await supervisor.lease(probe)
+            scene.backend.hold.clear()
+            scene.backend.servers[0].kill()
+            lease.died()
+            lease.give_back()
+            with pytest.raises(OverloadedError, match="No server of alpha-1b runs now"):
+                await supervisor.lease(probe)
+            assert supervisor.status()["busy"] | {"now": None} == {
+                "now": None,
+                "leases": 0,
+                "waiting": 0,
+                "requests": 1,
+                "last_request_s_ago": 0.0,
+            }
+            scene.backend.hold.set()
+
+    asyncio.run(scenario())
+
+
+def test_a_probe_is_answered_by_whichever_server_runs():
+    """`x-autospec-drafting: off` in its headers starts no server without drafting."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        async with scene.opened() as supervisor:
+            (await supervisor.lease(wanted())).give_back()
+            async with await supervisor.lease(wanted(kind=None, probe=True, off=True)) as lease:
+                assert lease.drafting == LOOKUP
+            assert len(scene.backend.asked) == 1
 
     asyncio.run(scenario())
 

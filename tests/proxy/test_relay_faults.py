@@ -20,6 +20,7 @@ from tests.backends.waiting import wait_until
 from tests.proxy.harness import LentServer, OneModel, on_both_loops, proxy_over
 from tests.proxy.raw import connected, everything, exchange, post
 from tests.proxy.stand_in import SSE, StandIn, reset, say_ok
+from tests.serving.scene import until
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps({"model": "main", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -337,3 +338,61 @@ def test_slow_reader_holds_the_server_back_instead_of_filling_memory(proxy, back
         assert len(everything(raw)) >= total  # and then it gets everything
     assert held < 24 << 20  # two pairs of kernel buffers, which Linux lets grow to some MB each
     assert grown < 24 << 20
+
+
+@on_both_loops
+def test_an_answer_that_its_client_does_not_take_can_be_ended(loop, proxy, backend, lent):
+    """`curl -N | less` on a long answer: its server is not drained before, and its lease had no bound."""
+    part = b"data: " + b"x" * 65_000 + b"\n\n"
+    ended = []
+
+    async def behave(asked):
+        await asked.send(SSE)
+        try:
+            while True:
+                await asked.chunk(part)
+        except ConnectionError:
+            ended.append(asked)
+
+    backend.behaviour = behave
+    with connected(proxy.base_url) as raw:
+        raw.sendall(post(CHAT, BODY))
+        wait_until(lambda: lent.followed is not None and lent.followed.unread_bytes > 0)
+        unread_bytes = -1
+        while unread_bytes != lent.followed.unread_bytes:
+            unread_bytes = lent.followed.unread_bytes
+            time.sleep(0.2)
+        loop.loop.call_soon_threadsafe(lent.followed.give_up)
+        wait_until(lambda: ended and lent.returned == 1)
+    assert lent.deaths == 0
+    told = httpx.get(proxy.base_url + "/autospec/metrics", trust_env=False).text
+    assert 'status="client_gone"' in told
+
+
+def test_what_counts_as_generated(proxy, backend, lent):
+    """llama-server's threads send comments, pages and refusals also while its model hangs; each was taken for a sign of life."""
+    counted = []
+
+    async def behave(asked):
+        if asked.line.startswith(b"GET"):
+            await asked.answer(b"{}")
+        elif b"refused" in asked.body:
+            await asked.answer(b"{}", status=b"400 Bad Request")
+        else:
+            await asked.send(SSE)
+            await asked.chunk(b":\n\n")
+            await until(lambda: lent.followed is not None)
+            for parts in ((), (b"data: 1\n\n",), (b":\n\n", b": keepalive 1/2\n\n")):
+                for part in parts:
+                    await asked.chunk(part)
+                await until(lambda: not parts or lent.followed.generated_bytes > counted[-1])  # noqa: B023 - called here
+                counted.append(lent.followed.generated_bytes)
+            await asked.send(b"0\r\n\r\n")
+
+    backend.behaviour = behave
+    httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
+    assert counted == [0, 9, 26]  # mlx_lm.server's comments tell how far it is
+    httpx.get(proxy.base_url + "/props", trust_env=False)
+    assert lent.followed.generated_bytes == 0
+    httpx.post(proxy.base_url + CHAT, content=BODY.replace(b"hi", b"refused"), trust_env=False)
+    assert lent.followed.generated_bytes == 0

@@ -285,3 +285,20 @@ def states(supervisor: Supervisor) -> Mapping[str, str]:
     """State by model and drafting of every launch."""
     rows: Iterable[dict[str, Any]] = supervisor.status()["launches"]
     return {f"{row['model']} {Drafting.from_json(row['drafting']).label}": row["state"] for row in rows}
+
+
+class Passing:
+    """An answer on its way to a client, as `autospec.serving.dispatch.FollowedAnswer` has it.
+
+    Args:
+        generated_bytes: How much has arrived.
+    """
+
+    def __init__(self, generated_bytes: int = 0) -> None:
+        self.generated_bytes = generated_bytes
+        self.unread_bytes = 0
+        self.given_up = 0
+
+    def give_up(self) -> None:
+        """Counted."""
+        self.given_up += 1

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 
 import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, UnsupportedError
+from autospec.serving import instance
 from autospec.serving.instance import InstanceState, ServerInstance
 from autospec.serving.plan_inputs import MemoryEstimate
-from tests.serving.scene import Clock, FakeServer, until
+from tests.serving.scene import Clock, FakeServer, Passing, until
 
 
 class Watched:
@@ -219,5 +221,97 @@ def test_requests_at_the_wrong_time_change_nothing():
         launch.drain()
         launch.check(suspected=True)
         assert launch.state is InstanceState.STOPPED
+
+    run(scenario())
+
+
+def no_threads(monkeypatch) -> None:
+    """The system has no more threads until `monkeypatch` is undone."""
+
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_without_a_thread_it_does_not_start(monkeypatch):
+    """A failed launch like any other; it was left starting for ever."""
+
+    async def scenario():
+        no_threads(monkeypatch)
+        launch = await Watched().ready()
+        assert launch.state is InstanceState.FAILED
+        assert "can't start new thread" in str(launch.error)
+
+    run(scenario())
+
+
+def test_without_a_thread_a_death_is_found(monkeypatch):
+    """The error ended the control loop."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        watched.server.kill("signal 35")
+        no_threads(monkeypatch)
+        launch.look()
+        assert launch.state is InstanceState.FAILED
+        assert "was ended by signal 35" in str(launch.error)
+
+    run(scenario())
+
+
+def test_without_a_thread_it_is_stopped_later(monkeypatch):
+    """It holds its memory until then, so it must not count as stopped."""
+    monkeypatch.setattr(instance, "_STOP_AGAIN_S", 0.001)
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        with monkeypatch.context() as patched:
+            no_threads(patched)
+            launch.drain()
+            await asyncio.sleep(0.01)
+            assert launch.state is InstanceState.STOPPING
+            assert not watched.server.stopped
+        await launch.wait_over()
+        assert (launch.state, watched.server.stopped) == (InstanceState.STOPPED, True)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("drains", "bound_s"), [(True, 60), (False, 3600)])
+def test_a_client_that_takes_nothing_of_its_answer(drains, bound_s):
+    """Its lease kept a server that drains, and all requests behind it; a paused terminal may keep one that does not."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        answers = paused, slow, gone_on = [Passing(), Passing(), Passing()]
+        for answer in answers:
+            launch.lend()
+            launch.follow(answer)
+        if drains:
+            launch.drain()
+        paused.unread_bytes, slow.unread_bytes = 70_000, 70_000
+        launch.look()
+        for _ in range(3):
+            watched.clock.now_s += bound_s / 4
+            slow.unread_bytes -= 1
+            gone_on.unread_bytes = 70_000 - gone_on.unread_bytes
+            launch.look()
+        watched.clock.now_s += bound_s / 4 - 1.0
+        launch.look()
+        assert not paused.given_up
+        watched.clock.now_s += 1.0
+        slow.unread_bytes -= 1
+        gone_on.unread_bytes = 0
+        launch.look()
+        assert [answer.given_up for answer in answers] == [1, 0, 0]
+        for answer in answers:
+            launch.unfollow(answer)
+            launch.give_back()
+        launch.stop()
+        await launch.wait_over()
 
     run(scenario())

@@ -56,3 +56,19 @@ def test_a_result_that_nobody_takes():
     hold.set()
     assert seen.acquire(timeout=10.0)
     assert cleaned == ["cancelled", "ended"]
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_of_the_work(monkeypatch):
+    """Who waits for the result gets it; who only asks for the work goes on."""
+
+    def start(_thread):
+        raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", start)
+            work = in_thread(lambda: 7)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await work
+
+    asyncio.run(scenario())

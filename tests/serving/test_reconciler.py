@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,8 +13,8 @@ import pytest
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import LaunchError, UnknownModelError
-from autospec.serving import instance
+from autospec.errors import LaunchError, OverloadedError, UnknownModelError
+from autospec.serving import instance, reconciler
 from autospec.serving.dispatch import RouteRequest
 from autospec.serving.model_registry import ModelRegistry
 from tests.serving.scene import (
@@ -24,6 +24,7 @@ from tests.serving.scene import (
     LOOKUP,
     FakeBackend,
     FakeServer,
+    Passing,
     Scene,
     model,
     recommend,
@@ -444,46 +445,68 @@ def test_a_request_that_names_no_model_means_the_one_used_last():
     run(scenario())
 
 
-class Health:
-    """What servers say to ``/health``: by base URL, else the last word."""
+class Witness:
+    """What is seen of servers from outside.
 
-    def __init__(self, monkeypatch) -> None:
+    Attributes:
+        silent: Base URLs that answer nothing.
+        slots: What ``/slots`` shows; ``None`` where it is not there.
+        share: Of one core, what each server takes.
+        asked: The questions.
+    """
+
+    def __init__(self, monkeypatch, clock) -> None:
         self.silent: set[str] = set()
+        self.slots: Callable[[], bytes] | None = lambda: b"as ever"
+        self.share = 0.0
         self.asked: list[str] = []
-        monkeypatch.setattr(instance, "_answers_health", self._answers)
+        monkeypatch.setattr(instance, "_ask", self._ask)
+        monkeypatch.setattr(instance, "_processor_s", lambda _pids: {1: clock.now_s * self.share})
 
-    def _answers(self, base_url: str) -> bool:
+    def _ask(self, base_url: str, _wait_s: float, path: str) -> tuple[int, bytes] | None:
         self.asked.append(base_url)
-        return base_url not in self.silent
+        if base_url in self.silent:
+            return None
+        if path == "/health":
+            return 200, b""
+        return (404, b"") if self.slots is None else (200, self.slots())
 
 
 @pytest.fixture
-def health(monkeypatch) -> Health:
-    """Servers that answer."""
-    return Health(monkeypatch)
+def scene() -> Scene:
+    """Servers that nobody unloads."""
+    return Scene(settings=dataclasses.replace(Scene().settings, idle_unload=""))
 
 
-async def pass_time(supervisor, scene: Scene, seconds: float) -> None:
+@pytest.fixture
+def witness(monkeypatch, scene) -> Witness:
+    """Servers that answer and do nothing."""
+    return Witness(monkeypatch, scene.clock)
+
+
+async def pass_time(supervisor, scene: Scene, minutes: int) -> None:
     """Let time pass, with a look each minute as the loop would have."""
-    for _ in range(int(seconds // 60)):
+    for _ in range(minutes):
         supervisor._reconciler.pool.look()
+        await asyncio.sleep(0.005)  # for the questions, which threads ask
         scene.clock.now_s += 60.0
     supervisor._reconciler.pool.look()
-    await until(lambda: all(launch._asking is None for launch in supervisor._reconciler.pool))
+    await asyncio.sleep(0.005)
 
 
-def test_a_server_that_hangs_is_replaced_and_others_go_on(health):
+def test_a_server_that_hangs_is_replaced_and_others_go_on(scene, witness):
     """Proxy review 22, issue 17 item 2: every request waited for ever."""
 
     async def scenario():
-        scene = Scene(settings=dataclasses.replace(Scene().settings, idle_unload=""))
         async with scene.opened() as supervisor:
             async with await supervisor.lease(wanted("beta")) as other:
-                other.follow(lambda: 100)
+                other.follow(Passing(100))
             stuck = await supervisor.lease(wanted())
-            health.silent.add(stuck.base_url)
-            await pass_time(supervisor, scene, 360)
-            assert health.asked == [stuck.base_url] * 2
+            witness.silent.add(stuck.base_url)
+            await pass_time(supervisor, scene, 9)
+            assert not scene.backend.servers[1].stopped
+            await pass_time(supervisor, scene, 3)
+            assert set(witness.asked) == {stuck.base_url}
             await until(lambda: scene.backend.servers[1].stopped)
             stuck.died()
             stuck.give_back()
@@ -492,89 +515,163 @@ def test_a_server_that_hangs_is_replaced_and_others_go_on(health):
             async with await supervisor.lease(wanted("beta")) as other:
                 assert other.base_url == scene.backend.servers[0].base_url
             (row,) = supervisor.status()["setbacks"]
-            assert "sent nothing for 5 minutes" in row["error"]
+            assert "answers no question, and uses 0.00% of a core" in row["error"]
 
     run(scenario())
 
 
-def test_a_server_that_answers_its_health_check_is_only_slow(health):
-    """Proxy review 22: a long prompt on a slow machine."""
+@pytest.mark.parametrize("slots", [None, lambda: b"as ever"], ids=["no slots", "the same slots"])
+def test_a_server_that_answers_and_does_nothing_hangs(scene, witness, slots):
+    """`/health` comes from another thread: such a server was taken for a slow one for ever."""
+    witness.slots = slots
 
     async def scenario():
-        scene = Scene()
+        async with scene.opened() as supervisor:
+            stuck = await supervisor.lease(wanted())
+            await pass_time(supervisor, scene, 19)
+            assert not scene.backend.servers[0].stopped
+            await pass_time(supervisor, scene, 5)
+            await until(lambda: scene.backend.servers[0].stopped)
+            stuck.give_back()
+            (row,) = supervisor.status()["setbacks"]
+            assert "answers questions, and uses 0.00% of a core" in row["error"]
+
+    run(scenario())
+
+
+def test_a_server_that_computes_is_only_slow(scene, witness):
+    """A long prompt, during which some servers answer nothing for an hour (ik_llama.cpp issue 1210); but not for ever."""
+    witness.share = 0.9
+
+    async def scenario():
         async with scene.opened() as supervisor:
             held = await supervisor.lease(wanted())
-            await pass_time(supervisor, scene, 900)
-            assert health.asked
+            witness.silent.add(held.base_url)
+            await pass_time(supervisor, scene, 118)
+            assert witness.asked
+            assert not scene.backend.servers[0].stopped
+            await pass_time(supervisor, scene, 8)
+            await until(lambda: scene.backend.servers[0].stopped)
+            held.give_back()
+
+    run(scenario())
+
+
+def test_a_server_whose_slots_move_is_only_slow(scene, witness):
+    """However long it takes, and however little of the processor, because a GPU computes."""
+    witness.slots = lambda: str(scene.clock.now_s).encode()
+
+    async def scenario():
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            await pass_time(supervisor, scene, 150)
             assert not scene.backend.servers[0].stopped
             held.give_back()
 
     run(scenario())
 
 
-def test_a_server_that_sends_is_not_asked(health):
+def test_a_server_for_which_nobody_waits_does_not_hang(scene, witness):
+    """Its client left before the first byte; and another client does not take its answer."""
+
+    async def scenario():
+        async with scene.opened() as supervisor:
+            (await supervisor.lease(wanted())).give_back()
+            await pass_time(supervisor, scene, 20)
+            assert witness.asked
+            witness.asked.clear()
+            paused = await supervisor.lease(wanted())
+            answer = Passing(1)
+            answer.unread_bytes = 70_000
+            paused.follow(answer)
+            await pass_time(supervisor, scene, 40)
+            assert not witness.asked
+            assert not scene.backend.servers[0].stopped
+            paused.give_back()
+
+    run(scenario())
+
+
+def test_probes_say_nothing_of_a_server(scene, witness):
+    """A dashboard asks for ever, and is answered by threads that do not hang."""
+
+    async def scenario():
+        async with scene.opened() as supervisor:
+            (await supervisor.lease(wanted())).give_back()
+            await pass_time(supervisor, scene, 20)
+            witness.asked.clear()
+            for _ in range(20):
+                (await supervisor.lease(wanted(kind=None, probe=True))).give_back()
+                await pass_time(supervisor, scene, 1)
+            assert not witness.asked
+
+    run(scenario())
+
+
+def test_a_server_that_sends_is_not_asked(scene, witness):
     """Proxy review 22: with more streams than threads llama-server's health check waits, too."""
 
     async def scenario():
-        scene = Scene()
-        received = 0
+        answer = Passing()
         async with scene.opened() as supervisor:
             held = await supervisor.lease(wanted())
-            held.follow(lambda: received)
-            health.silent.add(held.base_url)
+            held.follow(answer)
             for _ in range(20):
-                await pass_time(supervisor, scene, 120)
-                received += 1
+                await pass_time(supervisor, scene, 2)
+                answer.generated_bytes += 1
             held.give_back()
-            assert not health.asked
+            assert not witness.asked
 
     run(scenario())
 
 
-def test_a_server_that_sends_while_it_is_asked_is_not_ended(health):
+def test_a_server_that_sends_while_it_is_watched_is_not_ended(scene, witness):
     """Proxy review 22: both health checks timed out, and tokens came meanwhile."""
 
     async def scenario():
-        scene = Scene()
-
+        answer = Passing()
         async with scene.opened() as supervisor:
             held = await supervisor.lease(wanted())
-            held.follow(lambda: len(health.asked))  # a token comes with each question
-            health.silent.add(held.base_url)
-            await pass_time(supervisor, scene, 360)
-            assert len(health.asked) == 2
+            held.follow(answer)
+            witness.silent.add(held.base_url)
+            for _ in range(5):
+                await pass_time(supervisor, scene, 9)
+                answer.generated_bytes += 1
+            assert witness.asked
             assert not scene.backend.servers[0].stopped
             held.give_back()
 
     run(scenario())
 
 
-def test_a_server_that_no_client_is_patient_enough_for_is_found(health):
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_server_that_no_client_is_patient_enough_for_is_found(scene, witness, answers):
     """Proxy review 22: each gives up after a minute, so no single request is silent for long."""
 
     async def scenario():
-        scene = Scene()
         async with scene.opened() as supervisor:
-            for _ in range(8):
+            for _ in range(25 if answers else 12):
                 lease = await supervisor.lease(wanted(kind=PromptType.CHAT))
-                health.silent.add(scene.backend.servers[0].base_url)
-                await pass_time(supervisor, scene, 60)
+                if not answers:
+                    witness.silent.add(lease.base_url)
+                await pass_time(supervisor, scene, 1)
                 lease.give_back()
+                if scene.backend.servers[0].stopped:
+                    break
             await until(lambda: scene.backend.servers[0].stopped)
 
     run(scenario())
 
 
-def test_a_model_that_waits_for_the_memory_of_a_hung_server_gets_it_after_its_end(health):
+def test_a_model_that_waits_for_the_memory_of_a_hung_server_gets_it_after_its_end(scene, witness):
     """Proxy review 22: until its process has ended it holds its memory."""
 
     async def scenario():
-        scene = Scene()
         scene.limit(600)
         async with scene.opened() as supervisor:
             stuck = await supervisor.lease(wanted())
-            health.silent.add(stuck.base_url)
-            await pass_time(supervisor, scene, 360)
+            witness.silent.add(stuck.base_url)
+            await pass_time(supervisor, scene, 12)
             stuck.give_back()
             async with await supervisor.lease(wanted("beta")) as lease:
                 assert lease.model == "beta-1b"
@@ -662,5 +759,35 @@ def test_a_model_that_lost_its_memory_during_a_switch_waits_for_a_request():
                 supervisor._reconciler.reconcile()
                 await asyncio.sleep(0.05)
             assert states(supervisor) == {"beta-1b off": "ready"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("where", ["a server's check", "the records of servers"])
+def test_an_error_in_the_control_loop_leaves_nobody_waiting(monkeypatch, caplog, where):
+    """One in a server's check ended the loop, and who waited for any model waited for ever."""
+    monkeypatch.setattr(reconciler, "_TICK_S", 0.01)
+
+    def fails(*_args):
+        raise ValueError("35 is not a valid Signals")
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            (await supervisor.lease(wanted())).give_back()
+            scene.backend.hold.clear()
+            waiting = asyncio.create_task(supervisor.lease(wanted("beta")))
+            await until(lambda: "starting" in states(supervisor).values())
+            with monkeypatch.context() as patched:
+                if where == "a server's check":
+                    patched.setattr(scene.backend.servers[0], "ended", fails)
+                else:
+                    patched.setattr(supervisor._reconciler, "_collect", fails)
+                await until(lambda: "35 is not a valid" in caplog.text)
+                scene.clock.now_s += 301.0
+                with pytest.raises(OverloadedError, match="within 300 s"):
+                    await waiting
+            scene.backend.hold.set()
+            (await supervisor.lease(wanted("beta"))).give_back()
 
     run(scenario())

@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
+from autospec.errors import UnknownModelError
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.model_registry import ModelRegistry
-from tests.serving.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until
+from tests.serving.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until, wanted
 
 
 class FaultyScene(Scene):
@@ -88,5 +89,35 @@ def test_looks_end_in_the_order_they_began_in():
             hold.set()
             await asyncio.gather(slow, quick)
             assert len(supervisor.offered()) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_scan_that_hangs_keeps_nobody_waiting(monkeypatch, caplog):
+    """A dead network disk in `model_dirs`: unknown names waited for ever, and drafting could not be switched."""
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+
+    async def scenario() -> None:
+        scene = FaultyScene(models=(ALPHA,))
+        async with scene.opened() as supervisor:
+            hold = scene.hold = threading.Event()
+            scans = scene.scans
+            for _ in range(3):
+                scene.clock.now_s += 31.0
+                with pytest.raises(UnknownModelError):
+                    await supervisor.lease(wanted("beta"))
+                await until(lambda: supervisor._scan is None)
+            assert scene.scans == scans + 1  # the one that hangs
+            assert await supervisor.switch_drafting("alpha", off=True) == "alpha-1b"
+            scene.learn(recommend(LOOKUP))
+            await supervisor.refresh()
+            assert "could not be scanned" in caplog.text
+            scene.models = (ALPHA, BETA)
+            hold.set()
+            await until(lambda: supervisor._scanning is None or supervisor._scanning.done())
+            for _ in range(2):  # the late result, then a new one
+                scene.clock.now_s += 31.0
+                await supervisor._rescanned()
+            (await supervisor.lease(wanted("beta"))).give_back()
 
     asyncio.run(scenario())
