@@ -64,7 +64,8 @@ __all__ = [
 
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final zero among them.
 _PATH_LIMIT_BYTES = 103
-# The longest line is the status document, some tens of kilobytes. A peer that sends more is dropped.
+# The longest line is the status document, some tens of kilobytes. A peer that sends more is dropped, and so is one that has
+# not read this much of what it was told.
 LINE_LIMIT_BYTES = 1 << 20
 # The daemon answers from memory, but may be stopping a measurement.
 _ANSWER_TIMEOUT_S = 5.0
@@ -113,6 +114,11 @@ def ask_daemon(state_dir: Path, question: dict[str, Any]) -> dict[str, Any]:
             client.sendall(encode(question))
             while not answer.endswith(b"\n") and (part := client.recv(65536)):
                 answer += part
+    except TimeoutError:
+        raise NothingKnownError(
+            f"The daemon for {state_dir} runs, but it did not answer within {_ANSWER_TIMEOUT_S:.0f} s.",
+            "Try again.",
+        ) from None
     except OSError as error:
         # No daemon has run, or it has ended: in these usual cases the system's error adds nothing.
         ended = isinstance(error, FileNotFoundError | ConnectionRefusedError)
@@ -198,36 +204,62 @@ _BACKLOG = 16
 
 
 class Peer:
-    """One connection: its role (``proxy`` once it said so), its process id as told, and whether it serves a request."""
+    """One connection of the daemon's.
+
+    Attributes:
+        connection: Its socket, which does not block.
+        role: ``proxy`` once it said so.
+        pid: Its process id as told.
+        busy: True while it serves a request.
+        lost: True if it is gone, sends nonsense or does not read: it must be dropped.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.role = ""
         self.pid = 0
         self.busy = False
+        self.lost = False
         self._unread = b""
+        self._unsent = bytearray()
 
-    def read(self) -> list[dict[str, Any]] | None:
-        """The messages that have arrived; ``None`` if the peer has left or sends nonsense."""
+    @property
+    def owed(self) -> bool:
+        """True if something is left to be sent once it has read."""
+        return bool(self._unsent)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The messages that have arrived."""
         try:
             part = self.connection.recv(65536)
         except BlockingIOError:
             return []
         except OSError:
-            return None
+            part = b""
         self._unread += part
         if not part or len(self._unread) > LINE_LIMIT_BYTES:
-            return None
+            self.lost = True
+            return []
         *lines, self._unread = self._unread.split(b"\n")
         return [decode(line) for line in lines]
 
-    def tell(self, message: dict[str, Any]) -> bool:
-        """Send a message; False if the peer does not take it and must be dropped."""
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message: what a local socket does not hold (8 KiB on macOS) is sent as the peer reads."""
+        if len(self._unsent) > LINE_LIMIT_BYTES:
+            self.lost = True
+            return
+        self._unsent += encode(message)
+        self.send()
+
+    def send(self) -> None:
+        """Send of what is left as much as the socket takes."""
         try:
-            # The largest message, a status of some kilobytes, fits into a local socket's buffer unless the peer does not read.
-            return self.connection.send(line := encode(message)) == len(line)
+            while self._unsent:
+                del self._unsent[: self.connection.send(self._unsent)]
+        except BlockingIOError:
+            return
         except OSError:
-            return False
+            self.lost = True
 
 
 class Listening:
@@ -257,8 +289,8 @@ class Listening:
     def tell_proxies(self, message: dict[str, Any]) -> None:
         """Send a message to every proxy."""
         for peer in self.proxies:
-            if not peer.tell(message):
-                self._drop(peer)
+            peer.tell(message)
+            self._follow(peer)
 
     def close(self) -> None:
         """Drop all peers and remove the socket, unless another daemon has put its own there."""
@@ -309,16 +341,28 @@ class Listening:
             connection.setblocking(False)
             peer = Peer(connection)
             self._peers[connection.fileno()] = peer
-            self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(peer))
+            self._selector.register(connection, selectors.EVENT_READ, lambda: self._attend(peer))
 
-    def _read(self, peer: Peer) -> None:
-        messages = peer.read()
-        for message in messages or ():
-            self._hear(peer, message)
-        if messages is None:
+    def _attend(self, peer: Peer) -> None:
+        """A peer has sent something, left, or read what it was sent."""
+        peer.send()
+        for message in peer.read():
+            if not peer.lost:
+                self._hear(peer, message)
+        self._follow(peer)
+
+    def _follow(self, peer: Peer) -> None:
+        """Drop a peer that is lost; else wait until it sends, and while it is owed something, until it reads."""
+        if peer.lost:
             self._drop(peer)
+        elif peer.connection.fileno() in self._peers:
+            key = self._selector.get_key(peer.connection)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.owed else 0)
+            if events != key.events:
+                self._selector.modify(peer.connection, events, key.data)
 
     def _drop(self, peer: Peer) -> None:
+        peer.lost = True
         if self._peers.pop(peer.connection.fileno(), None) is None:
             return
         with suppress(KeyError):
