@@ -115,7 +115,8 @@ class ProxyChild:
                     left.kill()
         if self._child is not None:
             self._child.wait()
-        self._record.unlink(missing_ok=True)
+        with suppress(OSError):  # a record that stays names no living process
+            self._record.unlink(missing_ok=True)
 
     def _bound_log(self) -> None:
         """Move a long log's content to ``….1``. The proxy keeps the file open, so the file is emptied and not renamed."""

@@ -64,9 +64,11 @@ class SurveyRun:
         self._out.close()
         code = self._child.wait()
         try:
-            self.result = json.loads(self._answer)
-        except ValueError:
-            self.result = {"error": f"The search for work ended with exit code {code} and no output."}
+            answer = json.loads(self._answer)
+        except (ValueError, RecursionError):
+            answer = None
+        none = {"error": f"The search for work ended with exit code {code} and no output."}
+        self.result = answer if isinstance(answer, dict) else none
 
 
 class FileWatch:
@@ -244,17 +246,28 @@ class Outlook:
             self._survey = None
 
     def _known(self, result: dict[str, Any]) -> None:
+        try:
+            items = [WorkItem.from_json(item) for item in result["items"]]
+            later, fingerprints = dict(result["later"]), [str(f) for f in result["fingerprints"]]
+            watch = [str(path) for path in result["watch"]]
+            reasons, next_at = dict(result.get("later_reasons", {})), result.get("next_at")
+            next_at = None if next_at is None else float(next_at)
+            notes, gaps, marked = ([*map(str, result.get(name, ()))] for name in ("notes", "gaps", "marked"))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            # After an upgrade this daemon is still of the old version, and the program that it started of the new one.
+            self._failed(
+                "The answer of the search for work is not understood. Restart the daemon if autospec was upgraded."
+            )
+            return
         self.trouble, self._surveyed = "", self._surveying
-        self.items = [WorkItem.from_json(item) for item in result["items"]]
-        self.later, self.later_reasons = result["later"], result["later_reasons"]
-        self.notes, self._next_at = result["notes"], result["next_at"]
-        self.gaps = result["gaps"]
+        self.items, self.later, self.later_reasons = items, later, reasons
+        self.notes, self.gaps, self._next_at = notes, gaps, next_at
         self._looked_s = self._clock.monotonic()
         self._look_at_s = self._looked_s + _EVERY_S
-        self._files.watch(result["watch"])
-        for sentence in result["marked"]:
+        self._files.watch(watch)
+        for sentence in marked:
             self._event(f"Stale: {sentence}")
-        self._memory.see(result["fingerprints"], self._clock.wall())
+        self._memory.see(fingerprints, self._clock.wall())
         self._memory.forget_done([*self.later, *(item.key for item in self.items)])
         self._memory.save()
 

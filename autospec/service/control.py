@@ -89,7 +89,7 @@ def decode(line: bytes) -> dict[str, Any]:
     """The message in a line; empty if it is none, which readers ignore like an unknown event."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
 
@@ -174,7 +174,7 @@ class Notifier:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
         ):
             out.setblocking(False)
-            out.sendto(state.encode(), self.address)
+            out.sendto(state.encode(errors="replace"), self.address)
 
 
 def notifier_from(environ: Mapping[str, str] | None = None, pid: int | None = None) -> Notifier:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from autospec.daemon.children import ProxyChild
 from tests.daemon.test_work import SetClock
@@ -77,3 +79,15 @@ def test_the_next_daemon_adopts_the_proxy_of_one_that_crashed(tmp_path: Path):
     second.stop()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     first.stop()
+
+
+def test_a_record_that_cannot_be_removed_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file system that became read-only."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock()).stop()
