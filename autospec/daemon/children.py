@@ -1,7 +1,7 @@
 """The daemon's children: the proxy, which is restarted after a crash, and a tune, which can be stopped within a second.
 
 The proxy goes on serving if the daemon crashes; the next daemon finds it by its record. Only a daemon that ends on purpose
-stops it.
+stops it, and who stops the service of one that crashed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from autospec.errors import BusyError
 from autospec.files import replace_file
 from autospec.formats import duration
 from autospec.hardware.processes import ProcessRef
+from autospec.service.control import daemon_listens
 from autospec.service.definition import STOP_WITHIN_S
 
-__all__ = ["ProxyChild", "TuneOutcome", "TuneProcess", "proxy_command", "tune_command"]
+__all__ = ["ProxyChild", "TuneOutcome", "TuneProcess", "end_left_proxy", "proxy_command", "tune_command"]
 
 # After this long a proxy counts as healthy: its next crash is the first of a new row.
 _WELL_S = 60.0
@@ -172,6 +173,20 @@ class ProxyChild:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return ref if ref.find() is not None else None
+
+
+def end_left_proxy(state_dir: Path) -> int | None:
+    """End the proxy of a daemon that crashed and that nobody starts again, so that nothing is left to watch over it.
+
+    Returns:
+        Its process id; ``None`` if there is none, or if a daemon runs that keeps it.
+    """
+    if daemon_listens(state_dir):
+        return None
+    proxy = ProxyChild((), state_dir, Path(os.devnull), Clock())
+    pid = proxy.pid
+    proxy.stop()
+    return pid
 
 
 def _how(code: int | None) -> str:

@@ -56,6 +56,7 @@ __all__ = [
     "ask_daemon",
     "ask_status",
     "control_path",
+    "daemon_listens",
     "decode",
     "encode",
     "notifier_from",
@@ -69,6 +70,7 @@ _PATH_LIMIT_BYTES = 103
 LINE_LIMIT_BYTES = 1 << 20
 # The daemon answers from memory, but may be stopping a measurement.
 _ANSWER_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 1.0
 
 
 def control_path(state_dir: Path) -> Path:
@@ -92,6 +94,19 @@ def decode(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
+
+
+def daemon_listens(state_dir: Path) -> bool:
+    """True if a daemon has the socket, also one that hangs."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(control_path(state_dir)))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # its queue is full, because it hangs
+            return True
+    return True
 
 
 def ask_status(state_dir: Path) -> dict[str, Any]:
@@ -274,7 +289,7 @@ class Listening:
         self._peers: dict[int, Peer] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._bind()
+            self._bind(state_dir)
         except BaseException:
             self._socket.close()
             raise
@@ -303,7 +318,7 @@ class Listening:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 
-    def _bind(self) -> None:
+    def _bind(self, state_dir: Path) -> None:
         folder = self._path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
@@ -312,7 +327,7 @@ class Listening:
             )
         with suppress(OSError):
             if stat.S_ISSOCK(self._path.lstat().st_mode):
-                self._take_over()
+                self._take_over(state_dir)
         mask = os.umask(0o177)
         try:
             self._socket.bind(str(self._path))
@@ -321,19 +336,14 @@ class Listening:
         self._socket.listen(_BACKLOG)
         self._socket.setblocking(False)
 
-    def _take_over(self) -> None:
+    def _take_over(self, state_dir: Path) -> None:
         """Remove the socket of a daemon that was killed; refuse if its daemon is alive."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(self._path))
-            except (ConnectionRefusedError, FileNotFoundError):
-                self._path.unlink(missing_ok=True)
-            else:
-                raise BusyError(
-                    f"A daemon is already running: it listens at {self._path}.",
-                    "`autospec daemon --status` shows what it is doing.",
-                )
+        if daemon_listens(state_dir):
+            raise BusyError(
+                f"A daemon is already running: it listens at {self._path}.",
+                "`autospec daemon --status` shows what it is doing.",
+            )
+        self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
         with suppress(OSError):

@@ -20,6 +20,7 @@ from autospec.service.control import (
     Peer,
     ask_status,
     control_path,
+    daemon_listens,
     decode,
     encode,
 )
@@ -116,6 +117,24 @@ def test_a_dead_daemons_socket_is_taken_over_and_a_living_ones_is_not(tmp_path: 
         pytest.raises(BusyError, match="already running"),
     ):
         Listening(tmp_path, selector, lambda *_: None)
+
+
+def test_a_daemon_that_hangs_keeps_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It accepts nobody, and its queue is full."""
+    monkeypatch.setattr("autospec.service.control._PROBE_TIMEOUT_S", 0.05)
+    with ExitStack() as stack:
+        hangs, *clients = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3))
+        hangs.bind(str(control_path(tmp_path)))
+        hangs.listen(0)
+        for client in clients:
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                client.connect(str(control_path(tmp_path)))
+        assert daemon_listens(tmp_path)
+        selector = stack.enter_context(selectors.DefaultSelector())
+        with pytest.raises(BusyError, match="already running"):
+            Listening(tmp_path, selector, lambda *_: None)
+    assert not daemon_listens(tmp_path)
 
 
 def test_the_daemon_hears_when_the_first_request_begins_and_the_last_ends(tmp_path: Path):
