@@ -39,6 +39,8 @@ _TOLD_CRASHES = 3
 _LOG_BYTES = 8 * 1024 * 1024
 # Wrong usage: a restart does not help until the configuration changes.
 _USAGE_EXIT = 2
+# After this only processes that hang in a system call are left.
+_KILLED_WAIT_S = 5.0
 
 
 def proxy_command(config: Path | None) -> tuple[str, ...]:
@@ -71,6 +73,7 @@ class ProxyChild:
         self._record = state_dir / "daemon-proxy.json"
         self._log = log
         self._clock = clock
+        self._stop_by_s: float | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._adopted: ProcessRef | None = self._read_record()
         if self._adopted is not None:
@@ -103,19 +106,27 @@ class ProxyChild:
         said, self._news = self._news, ""
         return said
 
+    def ask_to_stop(self) -> None:
+        """Let it finish its current answers and end; `stop` waits for that. A second signal would cut them."""
+        if self._stop_by_s is None:
+            self._stop_by_s = self._clock.monotonic() + STOP_WITHIN_S
+            if (pid := self.pid) is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
     def stop(self) -> None:
-        """End it after it has finished its current answers."""
-        pid = self.pid
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            with suppress(psutil.Error):
-                process = psutil.Process(pid)
-                _, alive = psutil.wait_procs([process], timeout=STOP_WITHIN_S)
+        """End it after it has finished its current answers, `STOP_WITHIN_S` after it was asked to at the latest."""
+        self.ask_to_stop()
+        assert self._stop_by_s is not None
+        with suppress(psutil.Error):
+            if (pid := self.pid) is not None:
+                left_s = max(0.0, self._stop_by_s - self._clock.monotonic())
+                _, alive = psutil.wait_procs([psutil.Process(pid)], timeout=left_s)
                 for left in alive:
                     left.kill()
+                psutil.wait_procs(alive, timeout=_KILLED_WAIT_S)
         if self._child is not None:
-            self._child.wait()
+            self._child.poll()
         with suppress(OSError):  # a record that stays names no living process
             self._record.unlink(missing_ok=True)
 
@@ -204,8 +215,6 @@ def _how(code: int | None) -> str:
 # On SIGTERM a tune stores its results in one short transaction. The rest of the second is for killing what is left
 # and for the kernel to free the memory.
 _PREEMPT_GRACE_S = 0.4
-# After this only processes that hang in a system call are left.
-_KILLED_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)

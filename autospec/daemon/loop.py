@@ -406,6 +406,9 @@ class Daemon:
             steps.callback(self.outlook.close)
             if self._step is not None:
                 steps.callback(self._preempt, self._step, "the daemon is stopping")
+            if self.proxy is not None and self._ending:
+                # First of all: its answers and the step end in the same time, or both would not fit into the supervisor's.
+                steps.callback(self.proxy.ask_to_stop)
 
     def _end_proxy(self) -> None:
         """Stop the proxy if the daemon was asked to end; after an error it goes on, and the next daemon finds it."""

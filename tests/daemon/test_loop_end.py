@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from autospec.backends import process
+from autospec.daemon import children
 from autospec.daemon.loop import Daemon
 from autospec.service.control import control_path
+from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S
 from autospec.settings import load_settings
 from tests.daemon.test_loop import ITEM
 
@@ -33,6 +36,10 @@ class Ends:
     def preempt(self) -> None:
         """Of the step."""
         self.done.append("step ended")
+
+    def ask_to_stop(self) -> None:
+        """Of the proxy."""
+        self.done.append("proxy asked")
 
     def stop(self) -> None:
         """Of the proxy."""
@@ -67,9 +74,9 @@ def fails(*_: Any) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_who_asks_it_to_end_ends_its_proxy(ends: Ends, number: int):
-    """And its step before that; the socket is gone."""
+    """Answers and step end side by side, or both would take longer than the supervisor waits; the socket is gone."""
     assert ends.run(lambda: os.kill(os.getpid(), number)) == 0
-    assert ends.done == ["step ended", "proxy ended"]
+    assert ends.done == ["proxy asked", "step ended", "proxy ended"]
     assert not control_path(ends.daemon.settings.state_dir).exists()
 
 
@@ -87,11 +94,18 @@ def test_an_error_at_the_end_leaves_nothing_behind(ends: Ends, monkeypatch: pyte
     monkeypatch.setattr(ends, "preempt", fails)
     with pytest.raises(OSError, match="Read-only"):
         ends.run(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert ends.done == ["proxy ended"]
+    assert ends.done == ["proxy asked", "proxy ended"]
 
 
 def test_nobody_has_to_read_what_it_says(ends: Ends):
     """The terminal is closed, and each write fails with EIO."""
     ends.daemon.tell = fails
     assert ends.run(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 0
-    assert ends.done == ["step ended", "proxy ended"]
+    assert ends.done == ["proxy asked", "step ended", "proxy ended"]
+
+
+def test_the_whole_end_fits_into_the_time_that_the_supervisor_gives():
+    """Issue 17: the step, up to 17 seconds, came before the 45 of the proxy; after 60 seconds comes SIGKILL."""
+    step_s = children._PREEMPT_GRACE_S + children._KILLED_WAIT_S + process.STOP_GRACE_S + process._GUARD_END_S
+    assert step_s < STOP_WITHIN_S
+    assert STOP_WITHIN_S + children._KILLED_WAIT_S < KILL_AFTER_S
