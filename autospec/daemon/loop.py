@@ -382,12 +382,16 @@ class Daemon:
         for end in (read, write):
             os.set_blocking(end, False)
 
+        ends = {signal.SIGTERM, signal.SIGINT}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup
+            ends.add(signal.SIGHUP)  # the terminal is closed
+
         def woken() -> None:
             with suppress(BlockingIOError):
-                if {signal.SIGTERM, signal.SIGINT} & set(os.read(read, 512)):
+                if ends & set(os.read(read, 512)):
                     self._ending = True
 
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, *ends):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self._selector.register(read, selectors.EVENT_READ, woken)

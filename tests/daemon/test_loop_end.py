@@ -50,7 +50,7 @@ class Ends:
 
         def turned(_: Daemon) -> float:
             turn()
-            return 5.0
+            return 0.05
 
         self._monkeypatch.setattr(Daemon, "_turn", turned)
         return self.daemon.run()
@@ -72,12 +72,20 @@ def fails(*_: Any) -> None:
     raise OSError(errno.EROFS, "Read-only file system")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_who_asks_it_to_end_ends_its_proxy(ends: Ends, number: int):
     """Answers and step end side by side, or both would take longer than the supervisor waits; the socket is gone."""
     assert ends.run(lambda: os.kill(os.getpid(), number)) == 0
     assert ends.done == ["proxy asked", "step ended", "proxy ended"]
     assert not control_path(ends.daemon.settings.state_dir).exists()
+
+
+def test_nohup_is_heeded(ends: Ends):
+    """It ignores SIGHUP for whatever it starts."""
+    signals = iter((signal.SIGHUP, signal.SIGTERM))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert ends.run(lambda: os.kill(os.getpid(), next(signals))) == 0
+    assert not list(signals)
 
 
 def test_an_error_of_the_daemon_does_not_end_its_proxy(ends: Ends):
