@@ -101,7 +101,7 @@ class Daemon:
         self.memory = Memory.load(self.settings.state_dir / "daemon.json")
         self._jumps = JumpWatch(self.clock)
         self._selector = selectors.DefaultSelector()
-        self._listening = Listening(self.settings.state_dir, self._selector, self._hear)
+        self._listening = Listening(self.settings.state_dir, self._selector, self._hear, self.clock.monotonic)
         self.outlook = Outlook(self.memory, self.clock, self.config, self._selector, self._event)
         wake = self._catch_signals()
         try:
@@ -150,6 +150,8 @@ class Daemon:
     def _turn(self) -> float:
         """Do what is due; returns the seconds until something may be due again."""
         waits = [_REST_S]
+        if (pause_s := self._listening.resume()) is not None:
+            waits.append(pause_s)
         if self.proxy is not None:
             if (pause_s := self.proxy.keep()) is not None:
                 waits.append(pause_s)

@@ -39,6 +39,7 @@ import os
 import selectors
 import socket
 import stat
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -216,6 +217,7 @@ def notifier_from(environ: Mapping[str, str] | None = None, pid: int | None = No
 
 
 _BACKLOG = 16
+_ACCEPT_PAUSE_S = 1.0
 
 
 class Peer:
@@ -278,11 +280,20 @@ class Peer:
 
 
 class Listening:
-    """Accepts connections and passes their messages to `hear`; the event ``left`` says that a proxy is gone."""
+    """Accepts connections and passes their messages to `hear`; the event ``left`` says that a proxy is gone.
+
+    Its user calls `resume` whenever it wakes up.
+    """
 
     def __init__(
-        self, state_dir: Path, selector: selectors.BaseSelector, hear: Callable[[Peer, dict[str, Any]], None]
+        self,
+        state_dir: Path,
+        selector: selectors.BaseSelector,
+        hear: Callable[[Peer, dict[str, Any]], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now = now
+        self._accept_at_s: float | None = None
         self._path = control_path(state_dir)
         self._selector = selector
         self._hear = hear
@@ -295,6 +306,16 @@ class Listening:
             raise
         self._inode = self._path.stat().st_ino
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
+
+    def resume(self) -> float | None:
+        """Accept again after a pause; returns the seconds that are left of it, ``None`` if there is none."""
+        if self._accept_at_s is None:
+            return None
+        if (left_s := self._accept_at_s - self._now()) > 0:
+            return left_s
+        self._accept_at_s = None
+        self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
+        return None
 
     @property
     def proxies(self) -> list[Peer]:
@@ -346,12 +367,19 @@ class Listening:
         self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        with suppress(OSError):
+        try:
             connection, _ = self._socket.accept()
-            connection.setblocking(False)
-            peer = Peer(connection)
-            self._peers[connection.fileno()] = peer
-            self._selector.register(connection, selectors.EVENT_READ, lambda: self._attend(peer))
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            # No file descriptor is free. Who waits goes on waiting, and would wake the selector again at once.
+            self._selector.unregister(self._socket)
+            self._accept_at_s = self._now() + _ACCEPT_PAUSE_S
+            return
+        connection.setblocking(False)
+        peer = Peer(connection)
+        self._peers[connection.fileno()] = peer
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._attend(peer))
 
     def _attend(self, peer: Peer) -> None:
         """A peer has sent something, left, or read what it was sent."""

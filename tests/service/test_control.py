@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import selectors
 import socket
 import threading
@@ -276,4 +277,34 @@ def test_a_daemon_that_hangs_is_not_said_to_be_none(tmp_path: Path, monkeypatch:
         listening = Listening(tmp_path, selector, lambda *_: None)
         with pytest.raises(NothingKnownError, match="did not answer"):
             ask_status(tmp_path)
+        listening.close()
+
+
+def test_who_cannot_be_accepted_waits_and_does_not_keep_the_daemon_awake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Issue 17: without a free file descriptor the selector returned at once, again and again, until one was free."""
+
+    def accept(_: socket.socket) -> tuple[socket.socket, str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    now_s, heard = 100.0, []
+    with selectors.DefaultSelector() as selector, socket.socket(socket.AF_UNIX) as client:
+        listening = Listening(tmp_path, selector, lambda *told: heard.append(told[1]), lambda: now_s)
+        assert listening.resume() is None
+        client.connect(str(control_path(tmp_path)))
+        client.sendall(encode({"event": "busy"}))
+        with monkeypatch.context() as context:
+            context.setattr(socket.socket, "accept", accept)
+            ((key, _),) = selector.select(0)
+            key.data()
+        assert not selector.select(0)
+        now_s += 0.75
+        assert listening.resume() == 0.25
+        now_s += 0.25
+        assert listening.resume() is None
+        for _ in range(2):
+            ((key, _),) = selector.select(0)
+            key.data()
+        assert heard == [{"event": "busy"}]
         listening.close()
