@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
 import selectors
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autospec.daemon.finder_process import Outlook
+from autospec.daemon.finder_process import Outlook, SurveyRun
 from autospec.daemon.work import Memory
 from tests.daemon.test_work import ITEM, SetClock
 
@@ -31,6 +34,12 @@ class Survey:
 
     def __init__(self, result: Any = None) -> None:
         self.result = result
+        self.runs = True
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Told to end, which it may not do."""
+        self.stopped = True
 
 
 class Outlooks:
@@ -107,3 +116,80 @@ def test_an_answer_that_is_not_understood_is_a_failed_survey(outlooks: Outlooks,
     outlooks.clock.now_s += 301.0
     assert outlook.due()
     assert outlooks.answered(ANSWER).trouble == ""
+
+
+def test_a_survey_that_hangs_is_given_up(outlooks: Outlooks):
+    """Issue 17: the daemon was looking for work for ever, and said nothing."""
+    outlook = outlooks.outlook
+    outlook.look()
+    outlooks.clock.now_s += 599.0
+    outlook.take()
+    assert outlook.looking
+    outlooks.clock.now_s += 2.0
+    outlook.take()
+    assert (outlook.looking, outlooks.started[0].stopped) == (False, True)
+    assert "did not end within 10 min" in outlook.trouble
+    assert outlooks.told == [f"The search for work failed: {outlook.trouble}"]
+
+
+def test_none_is_started_beside_one_that_still_hangs(outlooks: Outlooks):
+    """A process that waits for a dead disk cannot be killed, and keeps its memory."""
+    outlook = outlooks.outlook
+    outlook.look()
+    outlooks.clock.now_s += 601.0
+    outlook.take()
+    for _ in range(3):
+        assert not outlook.due()
+        outlooks.clock.now_s += 301.0
+        assert outlook.due()
+        outlook.look()
+        assert not outlook.looking
+    assert (len(outlooks.started), len(outlooks.told)) == (1, 1)
+    outlooks.started[0].runs = False
+    assert outlooks.answered(ANSWER).trouble == ""
+
+
+class Unkillable:
+    """A process that waits for a dead disk."""
+
+    returncode = None
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.killed = 0
+        self.stdin = io.BytesIO()
+        out, self._in = os.pipe()
+        self.stdout = os.fdopen(out, "rb", buffering=0)
+
+    def kill(self) -> None:
+        """In vain."""
+        self.killed += 1
+
+    def wait(self, timeout: float) -> None:
+        """It does not end."""
+        assert timeout < 10
+        raise subprocess.TimeoutExpired("survey", timeout)
+
+    def poll(self) -> None:
+        """It runs."""
+
+    def say(self, text: bytes) -> None:
+        """Its output, and the end of it."""
+        os.write(self._in, text)
+        os.close(self._in)
+
+
+@pytest.mark.unit
+def test_a_survey_that_cannot_be_killed_does_not_hold_up_the_daemon(monkeypatch: pytest.MonkeyPatch):
+    """Neither one that is stopped, nor one that hangs after its answer."""
+    monkeypatch.setattr("autospec.daemon.finder_process.subprocess.Popen", Unkillable)
+    with selectors.DefaultSelector() as selector:
+        stopped = SurveyRun({}, None, selector)
+        stopped.stop()
+        assert stopped.runs
+        answered = SurveyRun({}, None, selector)
+        answered._child.say(b'{"items": []}')  # type: ignore[attr-defined]
+        while answered.result is None:
+            for key, _ in selector.select(5):
+                key.data()
+        assert (answered.result, answered._child.killed) == ({"items": []}, 1)  # type: ignore[attr-defined]
+        stopped._child.say(b"")  # type: ignore[attr-defined]
