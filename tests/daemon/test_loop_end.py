@@ -62,6 +62,7 @@ def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     handlers = {
         s: signal.getsignal(s) for s in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     }
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
     yield Ends(tmp_path, monkeypatch)
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -53,7 +53,7 @@ def test_the_whole_end_fits_into_the_time_that_the_daemon_gives():
 
 def test_a_closed_terminal_ends_it_in_order():
     """Issue 17: SIGHUP killed it, and its answers. It comes twice, and is no request to hurry; nohup is heeded."""
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     async def close(times):
         task = asyncio.current_task()
