@@ -1,7 +1,7 @@
 """The daemon's children: the proxy, which is restarted after a crash, and a tune, which can be stopped within a second.
 
-The proxy goes on serving if the daemon crashes; the next daemon finds it by its record. Only a daemon that ends on purpose
-stops it, and who stops the service of one that crashed.
+The proxy goes on serving if the daemon crashes; the next daemon finds it by its record. A daemon that ends on purpose stops
+it; where a service is stopped whose daemon had crashed, `end_left_proxy` does.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class ProxyChild:
 
 
 def end_left_proxy(state_dir: Path) -> int | None:
-    """End the proxy of a daemon that crashed and that nobody starts again, so that nothing is left to watch over it.
+    """End the proxy that a crashed daemon left, where no daemon will come to take it over.
 
     Returns:
         Its process id; ``None`` if there is none, or if a daemon runs that keeps it.
