@@ -67,7 +67,8 @@ class LaunchRecord:
 
     def remove(self, state_dir: Path) -> None:
         """Delete it when all processes of the launch have ended; the log stays."""
-        _record_path(state_dir, self.launch_id).unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that became read-only; a later `sweep_orphans` removes it
+            _record_path(state_dir, self.launch_id).unlink(missing_ok=True)
 
 
 def new_launch_id() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from autospec.cli.shell import Shell, command_options, complete_model
@@ -105,7 +107,8 @@ def command(
     def ending(in_flight: int) -> None:
         if in_flight:
             answers = counted(in_flight, "answer")
-            shell.say(f"Waiting for {answers} to finish. Press Ctrl-C again to stop at once.")
+            with suppress(OSError):  # the terminal is closed
+                shell.say(f"Waiting for {answers} to finish. Press Ctrl-C again to stop at once.")
 
     run_on_best_loop(
         run(

@@ -73,7 +73,7 @@ def uninstall(shell: Shell) -> None:
     """Stop the service and remove its file and its log. Recommendations, studies and settings stay."""
     service = _service(shell)
     words = "The service is removed.", "The service was not installed."
-    _tell(shell, service, "uninstall", service.uninstall(), words)
+    _tell_ended(shell, service, "uninstall", service.uninstall(), words)
 
 
 @command.command()
@@ -92,7 +92,7 @@ def stop(shell: Shell) -> None:
     """Stop the service until the next start or login."""
     service = _service(shell)
     words = "The service is stopped.", "The service was not running."
-    _tell(shell, service, "stop", service.stop(), words)
+    _tell_ended(shell, service, "stop", service.stop(), words)
 
 
 @command.command()
@@ -205,11 +205,24 @@ def _show_plan(shell: Shell, service: Service) -> None:
         shell.out(f"  {shlex.join(argv)}")
 
 
-def _tell(shell: Shell, service: Service, action: str, changed: bool, words: tuple[str, str]) -> None:
+def _tell(
+    shell: Shell, service: Service, action: str, changed: bool, words: tuple[str, str], **more: object
+) -> None:
     if shell.json:
-        shell.emit({"schema": 1, "action": action, "changed": changed, "file": str(service.supervisor.file)})
+        document = {"schema": 1, "action": action, "changed": changed, "file": str(service.supervisor.file)}
+        shell.emit({**document, **more})
     done, nothing = words
     shell.out(done if changed else nothing)
+
+
+def _tell_ended(shell: Shell, service: Service, action: str, changed: bool, words: tuple[str, str]) -> None:
+    """Tell that it has ended, and end the proxy of a daemon that had crashed: no supervisor knows of it."""
+    from autospec.daemon.children import end_left_proxy
+
+    left = end_left_proxy(shell.settings.state_dir)
+    _tell(shell, service, action, changed, words, ended_proxy=left)
+    if left is not None:
+        shell.out(f"The proxy that a crashed daemon had left (process {left}) is ended, too.")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _AGAIN_S = 0.05
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end a tune like Ctrl-C, with its results kept.
+    """Make SIGTERM and SIGHUP end a tune like Ctrl-C, with its results kept; not SIGHUP under nohup.
 
     A signal that arrives while Python runs a finalizer or the callback of a weak reference (SQLAlchemy and Optuna have many)
     raises in there, where exceptions are printed and ignored. Such a signal is sent again.
@@ -49,7 +49,8 @@ def interruptible() -> Iterator[None]:
         else:
             hook(unraised)
 
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, interrupt) for s in heeded}
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield

@@ -1,7 +1,7 @@
 """The daemon's children: the proxy, which is restarted after a crash, and a tune, which can be stopped within a second.
 
-The proxy goes on serving if the daemon crashes; the next daemon finds it by its record. Only a daemon that ends on purpose
-stops it.
+The proxy goes on serving if the daemon crashes; the next daemon finds it by its record. A daemon that ends on purpose stops
+it; where a service is stopped whose daemon had crashed, `end_left_proxy` does.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from autospec.errors import BusyError
 from autospec.files import replace_file
 from autospec.formats import duration
 from autospec.hardware.processes import ProcessRef
+from autospec.service.control import daemon_listens
 from autospec.service.definition import STOP_WITHIN_S
 
-__all__ = ["ProxyChild", "TuneOutcome", "TuneProcess", "proxy_command", "tune_command"]
+__all__ = ["ProxyChild", "TuneOutcome", "TuneProcess", "end_left_proxy", "proxy_command", "tune_command"]
 
 # After this long a proxy counts as healthy: its next crash is the first of a new row.
 _WELL_S = 60.0
@@ -38,6 +39,8 @@ _TOLD_CRASHES = 3
 _LOG_BYTES = 8 * 1024 * 1024
 # Wrong usage: a restart does not help until the configuration changes.
 _USAGE_EXIT = 2
+# After this only processes that hang in a system call are left.
+_KILLED_WAIT_S = 5.0
 
 
 def proxy_command(config: Path | None) -> tuple[str, ...]:
@@ -70,6 +73,7 @@ class ProxyChild:
         self._record = state_dir / "daemon-proxy.json"
         self._log = log
         self._clock = clock
+        self._stop_by_s: float | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._adopted: ProcessRef | None = self._read_record()
         if self._adopted is not None:
@@ -102,20 +106,29 @@ class ProxyChild:
         said, self._news = self._news, ""
         return said
 
+    def ask_to_stop(self) -> None:
+        """Let it finish its current answers and end; `stop` waits for that. A second signal would cut them."""
+        if self._stop_by_s is None:
+            self._stop_by_s = self._clock.monotonic() + STOP_WITHIN_S
+            if (pid := self.pid) is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
     def stop(self) -> None:
-        """End it after it has finished its current answers."""
-        pid = self.pid
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            with suppress(psutil.Error):
-                process = psutil.Process(pid)
-                _, alive = psutil.wait_procs([process], timeout=STOP_WITHIN_S)
+        """End it after it has finished its current answers, `STOP_WITHIN_S` after it was asked to at the latest."""
+        self.ask_to_stop()
+        assert self._stop_by_s is not None
+        with suppress(psutil.Error):
+            if (pid := self.pid) is not None:
+                left_s = max(0.0, self._stop_by_s - self._clock.monotonic())
+                _, alive = psutil.wait_procs([psutil.Process(pid)], timeout=left_s)
                 for left in alive:
                     left.kill()
+                psutil.wait_procs(alive, timeout=_KILLED_WAIT_S)
         if self._child is not None:
-            self._child.wait()
-        self._record.unlink(missing_ok=True)
+            self._child.poll()
+        with suppress(OSError):  # a record that stays names no living process
+            self._record.unlink(missing_ok=True)
 
     def _bound_log(self) -> None:
         """Move a long log's content to ``….1``. The proxy keeps the file open, so the file is emptied and not renamed."""
@@ -173,6 +186,20 @@ class ProxyChild:
         return ref if ref.find() is not None else None
 
 
+def end_left_proxy(state_dir: Path) -> int | None:
+    """End the proxy that a crashed daemon left, where no daemon will come to take it over.
+
+    Returns:
+        Its process id; ``None`` if there is none, or if a daemon runs that keeps it.
+    """
+    if daemon_listens(state_dir):
+        return None
+    proxy = ProxyChild((), state_dir, Path(os.devnull), Clock())
+    pid = proxy.pid
+    proxy.stop()
+    return pid
+
+
 def _how(code: int | None) -> str:
     """How a process ended, whose exit code is ``None`` if it was not our child."""
     if code is None:
@@ -188,8 +215,6 @@ def _how(code: int | None) -> str:
 # On SIGTERM a tune stores its results in one short transaction. The rest of the second is for killing what is left
 # and for the kernel to free the memory.
 _PREEMPT_GRACE_S = 0.4
-# After this only processes that hang in a system call are left.
-_KILLED_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import os
 import selectors
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +15,14 @@ from typing import Any
 
 from autospec.daemon.work import Clock, Memory, WorkItem
 from autospec.errors import AutospecError
+from autospec.formats import duration
 from autospec.settings import Settings, load_settings
 
 __all__ = ["FileWatch", "Outlook", "SurveyRun"]
+
+
+# After its answer, or after it was killed.
+_ENDS_WITHIN_S = 1.0
 
 
 class SurveyRun:
@@ -44,6 +50,11 @@ class SurveyRun:
         self.result: dict[str, Any] | None = None
         selector.register(self._out, selectors.EVENT_READ, self._read)
 
+    @property
+    def runs(self) -> bool:
+        """True until the process is gone: one that waits for a disk ends some time after `stop`, or never."""
+        return self._child.poll() is None
+
     def stop(self) -> None:
         """End it; its result is lost."""
         if self.result is None:
@@ -62,19 +73,35 @@ class SurveyRun:
         with suppress(KeyError):
             self._selector.unregister(self._out)
         self._out.close()
-        code = self._child.wait()
         try:
-            self.result = json.loads(self._answer)
-        except ValueError:
-            self.result = {"error": f"The search for work ended with exit code {code} and no output."}
+            self._child.wait(_ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+        code = self._child.returncode
+        try:
+            answer = json.loads(self._answer)
+        except (ValueError, RecursionError):
+            answer = None
+        none = {"error": f"The search for work ended with exit code {code} and no output."}
+        self.result = answer if isinstance(answer, dict) else none
+
+
+_States = dict[str, tuple[int, ...]]
 
 
 class FileWatch:
-    """Reports changed files and folders by inode, size and modification time, one stat(2) each."""
+    """Reports changed files and folders by inode, size and modification time, one stat(2) each.
 
-    def __init__(self) -> None:
+    Args:
+        limit_s: For all of them together. They are asked in a thread: a network folder that does not answer must not hold up the
+            daemon. Until it answers, nothing counts as changed.
+    """
+
+    def __init__(self, limit_s: float = 5.0) -> None:
+        self._limit_s = limit_s
         self._paths: tuple[str, ...] = ()
-        self._seen: dict[str, tuple[int, ...]] = {}
+        self._seen: _States = {}
+        self._asking: threading.Thread | None = None
 
     def watch(self, paths: Iterable[str]) -> None:
         """Watch these paths instead.
@@ -84,22 +111,33 @@ class FileWatch:
         """
         known, before = set(self._paths), self._seen
         self._paths = tuple(paths)
-        new = {path: state for path, state in self._look().items() if path not in known}
+        new = {path: state for path, state in (self._look() or {}).items() if path not in known}
         self._seen = new | {path: before[path] for path in self._paths if path in before}
 
     def changed(self) -> list[str]:
         """The paths that changed, appeared or disappeared since the last call."""
         now, before = self._look(), self._seen
+        if now is None:
+            return []
         self._seen = now
         return [path for path in self._paths if now.get(path) != before.get(path)]
 
-    def _look(self) -> dict[str, tuple[int, ...]]:
-        seen: dict[str, tuple[int, ...]] = {}
-        for path in self._paths:
-            with suppress(OSError):
-                status = os.stat(path)  # noqa: PTH116 - hundreds of them a minute, without objects
-                seen[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
-        return seen
+    def _look(self) -> _States | None:
+        """The state of each path; ``None`` if one of them does not answer."""
+        if self._asking is not None and self._asking.is_alive():
+            return None
+        seen: _States = {}
+        self._asking = threading.Thread(target=_ask, args=(self._paths, seen), daemon=True)
+        self._asking.start()
+        self._asking.join(self._limit_s)
+        return None if self._asking.is_alive() else seen
+
+
+def _ask(paths: Iterable[str], seen: _States) -> None:
+    for path in paths:
+        with suppress(OSError, ValueError):  # no path at all, as of a name with a zero byte
+            status = os.stat(path)  # noqa: PTH116 - hundreds of them a minute, without objects
+            seen[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 # For changes that the file watch misses: an upgrade in place, a folder that is a link.
@@ -108,6 +146,8 @@ _EVERY_S = 6 * 3600.0
 _AFTER_TRAFFIC_S = 1800.0
 # After a failed survey: a full disk, an unreachable database.
 _AGAIN_S = 300.0
+# It takes a second, and a hook of the user's up to half a minute.
+_LIMIT_S = 600.0
 
 
 class Outlook:
@@ -145,6 +185,8 @@ class Outlook:
         self._selector, self._event = selector, event
         self._files = FileWatch()
         self._survey: SurveyRun | None = None
+        self._began_s = 0.0
+        self._hung: SurveyRun | None = None  # the last one that was ended for its time
         self._looked_s = 0.0
         self._look_at_s = clock.monotonic()
         self._next_at: float | None = None
@@ -212,6 +254,10 @@ class Outlook:
     def look(self) -> None:
         """Start a survey."""
         self._traffic = self._told_change = False
+        if self._hung is not None and self._hung.runs:
+            self._failed(self.trouble)  # another one would hang as well, and each takes memory
+            return
+        self._began_s = self._clock.monotonic()
         try:
             self._surveying = frozenset(self.asked)
             asked = {model: sorted(done) for model, done in self.asked.items()}
@@ -221,7 +267,11 @@ class Outlook:
 
     def take(self) -> Settings | None:
         """Take over a finished survey; returns the settings as they are now, ``None`` if it runs or they are wrong."""
-        if self._survey is None or self._survey.result is None:
+        if self._survey is None:
+            return None
+        if self._survey.result is None:
+            if self._clock.monotonic() - self._began_s > _LIMIT_S:
+                self._give_up(self._survey)
             return None
         result, self._survey = self._survey.result, None
         if sentence := result.get("error"):
@@ -244,19 +294,37 @@ class Outlook:
             self._survey = None
 
     def _known(self, result: dict[str, Any]) -> None:
+        try:
+            items = [WorkItem.from_json(item) for item in result["items"]]
+            later, fingerprints = dict(result["later"]), [str(f) for f in result["fingerprints"]]
+            watch = [str(path) for path in result["watch"]]
+            reasons, next_at = dict(result.get("later_reasons", {})), result.get("next_at")
+            next_at = None if next_at is None else float(next_at)
+            notes, gaps, marked = ([*map(str, result.get(name, ()))] for name in ("notes", "gaps", "marked"))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            # After an upgrade this daemon is still of the old version, and the program that it started of the new one.
+            self._failed(
+                "The answer of the search for work is not understood. Restart the daemon if autospec was upgraded."
+            )
+            return
         self.trouble, self._surveyed = "", self._surveying
-        self.items = [WorkItem.from_json(item) for item in result["items"]]
-        self.later, self.later_reasons = result["later"], result["later_reasons"]
-        self.notes, self._next_at = result["notes"], result["next_at"]
-        self.gaps = result["gaps"]
+        self.items, self.later, self.later_reasons = items, later, reasons
+        self.notes, self.gaps, self._next_at = notes, gaps, next_at
         self._looked_s = self._clock.monotonic()
         self._look_at_s = self._looked_s + _EVERY_S
-        self._files.watch(result["watch"])
-        for sentence in result["marked"]:
+        self._files.watch(watch)
+        for sentence in marked:
             self._event(f"Stale: {sentence}")
-        self._memory.see(result["fingerprints"], self._clock.wall())
+        self._memory.see(fingerprints, self._clock.wall())
         self._memory.forget_done([*self.later, *(item.key for item in self.items)])
         self._memory.save()
+
+    def _give_up(self, survey: SurveyRun) -> None:
+        survey.stop()
+        self._hung, self._survey = survey, None
+        self._failed(
+            f"The search for work did not end within {duration(_LIMIT_S)}; a disk or a network folder may not answer."
+        )
 
     def _failed(self, sentence: str) -> None:
         if sentence != self.trouble:

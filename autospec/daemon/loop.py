@@ -7,12 +7,13 @@ children and signals, and once a minute to check the watched files.
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import signal
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from autospec.service.control import Listening, Notifier, Peer
 from autospec.settings import Settings
 
 __all__ = ["Daemon"]
+
+_log = logging.getLogger(__name__)
 
 # At rest the daemon stats some hundred files this often, so it notices a new build or draft within this time.
 _REST_S = 60.0
@@ -89,7 +92,7 @@ class Daemon:
     _ending: bool = False
 
     def run(self) -> int:
-        """Work until a signal asks to end; returns the exit code 0.
+        """Work until a signal asks to end; returns the exit code 0. After any other end the proxy goes on.
 
         Raises:
             BusyError: A daemon already runs for this state folder.
@@ -98,7 +101,7 @@ class Daemon:
         self.memory = Memory.load(self.settings.state_dir / "daemon.json")
         self._jumps = JumpWatch(self.clock)
         self._selector = selectors.DefaultSelector()
-        self._listening = Listening(self.settings.state_dir, self._selector, self._hear)
+        self._listening = Listening(self.settings.state_dir, self._selector, self._hear, self.clock.monotonic)
         self.outlook = Outlook(self.memory, self.clock, self.config, self._selector, self._event)
         wake = self._catch_signals()
         try:
@@ -147,6 +150,8 @@ class Daemon:
     def _turn(self) -> float:
         """Do what is due; returns the seconds until something may be due again."""
         waits = [_REST_S]
+        if (pause_s := self._listening.resume()) is not None:
+            waits.append(pause_s)
         if self.proxy is not None:
             if (pause_s := self.proxy.keep()) is not None:
                 waits.append(pause_s)
@@ -292,9 +297,18 @@ class Daemon:
         self.outlook.expire()
 
     def _hear(self, peer: Peer, message: dict[str, Any]) -> None:
+        try:
+            self._act_on(peer, message)
+        except Exception as error:  # noqa: BLE001 - it costs the peer its connection, and not the daemon
+            _log.exception("A message on the control socket failed.")
+            self._event(f"A message on the control socket failed: {type(error).__name__}: {error!s:.200}.")
+            peer.lost = True
+
+    def _act_on(self, peer: Peer, message: dict[str, Any]) -> None:
         match message:
             case {"event": "hello", "role": "proxy"}:
-                peer.role, peer.pid = "proxy", int(message.get("pid", 0))
+                told = message.get("pid")
+                peer.role, peer.pid = "proxy", told if isinstance(told, int) else 0
                 peer.tell(self._self_description())
             case {"event": "busy"}:
                 peer.busy = True
@@ -348,13 +362,17 @@ class Daemon:
             self._listening.tell_proxies({"event": "resting", "why": why})
             self.notifier.doing(f"Resting: {why}")
         if self.once and final:
-            self.tell(f"{why[:1].upper()}{why[1:]}.")
+            self._say(f"{why[:1].upper()}{why[1:]}.")
             self._ending = True
 
     def _event(self, sentence: str) -> None:
         self.events.append({"at": self.clock.wall(), "what": sentence})
-        self.tell(sentence)
+        self._say(sentence)
         self.notifier.doing(sentence)
+
+    def _say(self, sentence: str) -> None:
+        with suppress(OSError):  # the terminal is closed, the disk of the log is full
+            self.tell(sentence)
 
     def _wait(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
@@ -366,12 +384,16 @@ class Daemon:
         for end in (read, write):
             os.set_blocking(end, False)
 
+        ends = {signal.SIGTERM, signal.SIGINT}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup
+            ends.add(signal.SIGHUP)  # the terminal is closed
+
         def woken() -> None:
             with suppress(BlockingIOError):
-                if {signal.SIGTERM, signal.SIGINT} & set(os.read(read, 512)):
+                if ends & set(os.read(read, 512)):
                     self._ending = True
 
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, *ends):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self._selector.register(read, selectors.EVENT_READ, woken)
@@ -379,13 +401,26 @@ class Daemon:
 
     def _end(self, wake: tuple[int, int]) -> None:
         self.notifier.stopping()
-        if self._step is not None:
-            self._preempt(self._step, "the daemon is stopping")
-        self.outlook.close()
-        if self.proxy is not None:
+        # From the last to the first, each of them also after an error in another one.
+        with ExitStack() as steps:
+            for end in wake:
+                steps.callback(os.close, end)
+            steps.callback(self._selector.close)
+            steps.callback(signal.set_wakeup_fd, -1)
+            steps.callback(self._listening.close)
+            steps.callback(self._end_proxy)
+            steps.callback(self.outlook.close)
+            if self._step is not None:
+                steps.callback(self._preempt, self._step, "the daemon is stopping")
+            if self.proxy is not None and self._ending:
+                # First of all: its answers and the step end in the same time, or both would not fit into the supervisor's.
+                steps.callback(self.proxy.ask_to_stop)
+
+    def _end_proxy(self) -> None:
+        """Stop the proxy if the daemon was asked to end; after an error it goes on, and the next daemon finds it."""
+        if self.proxy is None:
+            return
+        if self._ending:
             self.proxy.stop()
-        self._listening.close()
-        signal.set_wakeup_fd(-1)
-        self._selector.close()
-        for end in wake:
-            os.close(end)
+        elif (pid := self.proxy.pid) is not None:
+            self._event(f"The daemon ends because of an error; its proxy goes on (process {pid}).")

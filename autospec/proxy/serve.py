@@ -199,7 +199,7 @@ async def run(
     ready: Callable[[str], None],
     ending: Callable[[int], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then shut down in order.
+    """Serve until SIGINT, SIGTERM or SIGHUP, then shut down in order.
 
     Args:
         settings: For address and storage.
@@ -249,7 +249,7 @@ async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
 
 @contextmanager
 def _signals(task: asyncio.Task[None]) -> Iterator[asyncio.Event]:
-    """An event that the first signal sets; a second one cancels the task."""
+    """An event that the first signal sets; a second SIGINT or SIGTERM cancels the task."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
 
@@ -260,6 +260,9 @@ def _signals(task: asyncio.Task[None]) -> Iterator[asyncio.Event]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not under nohup
+        # A terminal that is closed may send it twice, for itself and by its shell: until the end it asks, and no more.
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
     try:
         yield asked
     finally:

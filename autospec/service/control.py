@@ -39,6 +39,7 @@ import os
 import selectors
 import socket
 import stat
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ __all__ = [
     "ask_daemon",
     "ask_status",
     "control_path",
+    "daemon_listens",
     "decode",
     "encode",
     "notifier_from",
@@ -64,10 +66,12 @@ __all__ = [
 
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final zero among them.
 _PATH_LIMIT_BYTES = 103
-# The longest line is the status document, some tens of kilobytes. A peer that sends more is dropped.
+# The longest line is the status document, some tens of kilobytes. A peer that sends more is dropped, and so is one that has
+# not read this much of what it was told.
 LINE_LIMIT_BYTES = 1 << 20
 # The daemon answers from memory, but may be stopping a measurement.
 _ANSWER_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 1.0
 
 
 def control_path(state_dir: Path) -> Path:
@@ -88,9 +92,22 @@ def decode(line: bytes) -> dict[str, Any]:
     """The message in a line; empty if it is none, which readers ignore like an unknown event."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
+
+
+def daemon_listens(state_dir: Path) -> bool:
+    """True if a daemon has the socket, also one that hangs."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(control_path(state_dir)))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # its queue is full, because it hangs
+            return True
+    return True
 
 
 def ask_status(state_dir: Path) -> dict[str, Any]:
@@ -113,6 +130,11 @@ def ask_daemon(state_dir: Path, question: dict[str, Any]) -> dict[str, Any]:
             client.sendall(encode(question))
             while not answer.endswith(b"\n") and (part := client.recv(65536)):
                 answer += part
+    except TimeoutError:
+        raise NothingKnownError(
+            f"The daemon for {state_dir} runs, but it did not answer within {_ANSWER_TIMEOUT_S:.0f} s.",
+            "Try again.",
+        ) from None
     except OSError as error:
         # No daemon has run, or it has ended: in these usual cases the system's error adds nothing.
         ended = isinstance(error, FileNotFoundError | ConnectionRefusedError)
@@ -168,7 +190,7 @@ class Notifier:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
         ):
             out.setblocking(False)
-            out.sendto(state.encode(), self.address)
+            out.sendto(state.encode(errors="replace"), self.address)
 
 
 def notifier_from(environ: Mapping[str, str] | None = None, pid: int | None = None) -> Notifier:
@@ -195,59 +217,105 @@ def notifier_from(environ: Mapping[str, str] | None = None, pid: int | None = No
 
 
 _BACKLOG = 16
+_ACCEPT_PAUSE_S = 1.0
 
 
 class Peer:
-    """One connection: its role (``proxy`` once it said so), its process id as told, and whether it serves a request."""
+    """One connection of the daemon's.
+
+    Attributes:
+        connection: Its socket, which does not block.
+        role: ``proxy`` once it said so.
+        pid: Its process id as told.
+        busy: True while it serves a request.
+        lost: True if it is gone, sends nonsense or does not read: it must be dropped.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.role = ""
         self.pid = 0
         self.busy = False
+        self.lost = False
         self._unread = b""
+        self._unsent = bytearray()
 
-    def read(self) -> list[dict[str, Any]] | None:
-        """The messages that have arrived; ``None`` if the peer has left or sends nonsense."""
+    @property
+    def owed(self) -> bool:
+        """True if something is left to be sent once it has read."""
+        return bool(self._unsent)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The messages that have arrived."""
         try:
             part = self.connection.recv(65536)
         except BlockingIOError:
             return []
         except OSError:
-            return None
+            part = b""
         self._unread += part
         if not part or len(self._unread) > LINE_LIMIT_BYTES:
-            return None
+            self.lost = True
+            return []
         *lines, self._unread = self._unread.split(b"\n")
         return [decode(line) for line in lines]
 
-    def tell(self, message: dict[str, Any]) -> bool:
-        """Send a message; False if the peer does not take it and must be dropped."""
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message: what a local socket does not hold (8 KiB on macOS) is sent as the peer reads."""
+        if len(self._unsent) > LINE_LIMIT_BYTES:
+            self.lost = True
+            return
+        self._unsent += encode(message)
+        self.send()
+
+    def send(self) -> None:
+        """Send of what is left as much as the socket takes."""
         try:
-            # The largest message, a status of some kilobytes, fits into a local socket's buffer unless the peer does not read.
-            return self.connection.send(line := encode(message)) == len(line)
+            while self._unsent:
+                del self._unsent[: self.connection.send(self._unsent)]
+        except BlockingIOError:
+            return
         except OSError:
-            return False
+            self.lost = True
 
 
 class Listening:
-    """Accepts connections and passes their messages to `hear`; the event ``left`` says that a proxy is gone."""
+    """Accepts connections and passes their messages to `hear`; the event ``left`` says that a proxy is gone.
+
+    Its user calls `resume` whenever it wakes up.
+    """
 
     def __init__(
-        self, state_dir: Path, selector: selectors.BaseSelector, hear: Callable[[Peer, dict[str, Any]], None]
+        self,
+        state_dir: Path,
+        selector: selectors.BaseSelector,
+        hear: Callable[[Peer, dict[str, Any]], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now = now
+        self._accept_at_s: float | None = None
         self._path = control_path(state_dir)
         self._selector = selector
         self._hear = hear
         self._peers: dict[int, Peer] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._bind()
+            self._bind(state_dir)
         except BaseException:
             self._socket.close()
             raise
         self._inode = self._path.stat().st_ino
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
+
+    def resume(self) -> float | None:
+        """Accept again after a pause; returns the seconds that are left of it, ``None`` if there is none."""
+        if self._accept_at_s is None:
+            return None
+        if (left_s := self._accept_at_s - self._now()) > 0:
+            return left_s
+        self._accept_at_s = None
+        self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
+        return None
 
     @property
     def proxies(self) -> list[Peer]:
@@ -257,8 +325,8 @@ class Listening:
     def tell_proxies(self, message: dict[str, Any]) -> None:
         """Send a message to every proxy."""
         for peer in self.proxies:
-            if not peer.tell(message):
-                self._drop(peer)
+            peer.tell(message)
+            self._follow(peer)
 
     def close(self) -> None:
         """Drop all peers and remove the socket, unless another daemon has put its own there."""
@@ -271,7 +339,7 @@ class Listening:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 
-    def _bind(self) -> None:
+    def _bind(self, state_dir: Path) -> None:
         folder = self._path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
@@ -280,7 +348,7 @@ class Listening:
             )
         with suppress(OSError):
             if stat.S_ISSOCK(self._path.lstat().st_mode):
-                self._take_over()
+                self._take_over(state_dir)
         mask = os.umask(0o177)
         try:
             self._socket.bind(str(self._path))
@@ -289,36 +357,50 @@ class Listening:
         self._socket.listen(_BACKLOG)
         self._socket.setblocking(False)
 
-    def _take_over(self) -> None:
+    def _take_over(self, state_dir: Path) -> None:
         """Remove the socket of a daemon that was killed; refuse if its daemon is alive."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(self._path))
-            except (ConnectionRefusedError, FileNotFoundError):
-                self._path.unlink(missing_ok=True)
-            else:
-                raise BusyError(
-                    f"A daemon is already running: it listens at {self._path}.",
-                    "`autospec daemon --status` shows what it is doing.",
-                )
+        if daemon_listens(state_dir):
+            raise BusyError(
+                f"A daemon is already running: it listens at {self._path}.",
+                "`autospec daemon --status` shows what it is doing.",
+            )
+        self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        with suppress(OSError):
+        try:
             connection, _ = self._socket.accept()
-            connection.setblocking(False)
-            peer = Peer(connection)
-            self._peers[connection.fileno()] = peer
-            self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(peer))
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            # No file descriptor is free. Who waits goes on waiting, and would wake the selector again at once.
+            self._selector.unregister(self._socket)
+            self._accept_at_s = self._now() + _ACCEPT_PAUSE_S
+            return
+        connection.setblocking(False)
+        peer = Peer(connection)
+        self._peers[connection.fileno()] = peer
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._attend(peer))
 
-    def _read(self, peer: Peer) -> None:
-        messages = peer.read()
-        for message in messages or ():
-            self._hear(peer, message)
-        if messages is None:
+    def _attend(self, peer: Peer) -> None:
+        """A peer has sent something, left, or read what it was sent."""
+        peer.send()
+        for message in peer.read():
+            if not peer.lost:
+                self._hear(peer, message)
+        self._follow(peer)
+
+    def _follow(self, peer: Peer) -> None:
+        """Drop a peer that is lost; else wait until it sends, and while it is owed something, until it reads."""
+        if peer.lost:
             self._drop(peer)
+        elif peer.connection.fileno() in self._peers:
+            key = self._selector.get_key(peer.connection)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.owed else 0)
+            if events != key.events:
+                self._selector.modify(peer.connection, events, key.data)
 
     def _drop(self, peer: Peer) -> None:
+        peer.lost = True
         if self._peers.pop(peer.connection.fileno(), None) is None:
             return
         with suppress(KeyError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -131,3 +132,19 @@ def test_old_logs_are_pruned(state_dir):
 def test_launch_ids_never_repeat():
     """Measurements name them."""
     assert len({new_launch_id() for _ in range(1000)}) == 1000
+
+
+def test_a_record_that_cannot_be_removed_is_no_error(state_dir, monkeypatch):
+    """Issue 17: a file system that became read-only ended the daemon that ended a step. A later sweep removes it."""
+    path = record(state_dir)
+    made = LaunchRecord("20261123T000000Z-0", "", ("x",), DEAD_OWNER)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as context:
+        context.setattr(type(path), "unlink", refuse)
+        made.remove(state_dir)
+    assert path.exists()
+    assert sweep_orphans(state_dir) == []
+    assert not path.exists()

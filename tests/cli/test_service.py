@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
+import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
 
 from autospec.cli import cli
+from autospec.hardware.processes import ProcessRef
+from autospec.service.control import Listening
 
 SYSTEMCTL = """\
 #!/bin/sh
@@ -89,6 +94,51 @@ def test_install_status_stop_uninstall(linux):
     assert run("uninstall").stdout == "The service is removed.\n"
     assert run("uninstall").stdout == "The service was not installed.\n"
     assert not unit_of(linux).exists()
+
+
+@pytest.fixture
+def left(autospec_home):
+    """A proxy that a crashed daemon left, by its record."""
+    state_dir = autospec_home / "state"
+    state_dir.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as proxy:
+        (state_dir / "daemon-proxy.json").write_text(json.dumps(asdict(ProcessRef.of(proxy.pid))))
+        yield proxy
+        proxy.kill()
+
+
+@pytest.mark.parametrize("state", ["activating", "failed", "inactive"])
+@pytest.mark.parametrize(("action", "does"), [("stop", "is stopped"), ("uninstall", "is removed")])
+def test_the_proxy_of_a_crashed_daemon_ends_with_the_service(linux, left, state, action, does):
+    """Issue 17: before the restart, and after the last one, systemd runs no ExecStopPost; port 8686 went on."""
+    run("install")
+    (linux / "active").write_text(state)
+    words = run(action).stdout
+    assert left.wait(5) is not None
+    assert does in words or (state, action) == ("inactive", "stop")
+    assert f"The proxy that a crashed daemon had left (process {left.pid}) is ended, too." in words
+    again = json.loads(run(action, "--json").stdout)
+    assert again["ended_proxy"] is None
+
+
+def test_the_proxy_of_another_daemon_goes_on(linux, left, autospec_home):
+    """One in a terminal, beside a service that is installed and does not run."""
+    run("install")
+    with selectors.DefaultSelector() as selector:
+        listening = Listening(autospec_home / "state", selector, lambda *_: None)
+        assert run("stop").stdout == "The service is stopped.\n"
+        assert json.loads(run("uninstall", "--json").stdout)["ended_proxy"] is None
+        listening.close()
+    assert left.poll() is None
+
+
+def test_a_process_that_has_the_number_of_a_proxy_is_left_alone(linux, left, autospec_home):
+    """The record says when it started."""
+    record = autospec_home / "state" / "daemon-proxy.json"
+    record.write_text(json.dumps({"pid": left.pid, "create_time": 1.0}))
+    run("install")
+    assert run("stop").stdout == "The service is stopped.\n"
+    assert left.poll() is None
 
 
 def test_status_shows_the_folders_of_the_service(linux, monkeypatch):

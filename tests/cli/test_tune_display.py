@@ -32,11 +32,28 @@ class Thing:
     """Something to be collected."""
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP does what it does in a terminal, also where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_polite_kill_is_an_interruption(number):
     """SIGTERM and SIGHUP end like Ctrl-C."""
     with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(number)
+
+
+@pytest.mark.usefixtures("hangup")
+def test_under_nohup_a_closed_terminal_ends_no_tune():
+    """It ignores SIGHUP for what it starts, which was taken back."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible():
+        signal.raise_signal(signal.SIGHUP)
 
 
 def test_an_interruption_that_a_callback_swallowed_comes_again():

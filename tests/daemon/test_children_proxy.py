@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from autospec.daemon.children import ProxyChild
+from autospec.service.definition import STOP_WITHIN_S
+from tests.backends.waiting import wait_until
 from tests.daemon.test_work import SetClock
 
 LIVES = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -77,3 +81,34 @@ def test_the_next_daemon_adopts_the_proxy_of_one_that_crashed(tmp_path: Path):
     second.stop()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     first.stop()
+
+
+@pytest.mark.process
+def test_the_time_of_its_end_begins_when_it_is_asked(tmp_path: Path):
+    """It gets one signal, because a second one would cut its answers, and what is left of the 45 seconds."""
+    asked = tmp_path / "asked"
+    program = f"trap 'echo >> {asked}' TERM; touch {tmp_path}/ready; while :; do sleep 0.02; done"
+    clock = SetClock()
+    proxy = ProxyChild(("sh", "-c", program), tmp_path, tmp_path / "log", clock)
+    proxy.keep()
+    wait_until((tmp_path / "ready").exists)
+    proxy.ask_to_stop()
+    wait_until(asked.exists)
+    clock.now_s += STOP_WITHIN_S - 0.2
+    began_s = time.monotonic()
+    proxy.stop()
+    assert time.monotonic() - began_s < 20
+    assert asked.read_text() == "\n"
+    assert proxy.pid is None
+
+
+def test_a_record_that_cannot_be_removed_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file system that became read-only."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock()).stop()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import selectors
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autospec.daemon.finder_process import FileWatch, Outlook
 from autospec.daemon.work import Memory
+from tests.backends.waiting import wait_until
 from tests.daemon.test_work import SetClock
 
 
@@ -87,3 +90,24 @@ def test_a_change_is_told_once_until_a_survey(models: Path, monkeypatch: pytest.
     os.utime(models, (9.0, 9.0))
     assert outlook.due()
     assert told == [f"{models} changed."] * 2
+
+
+def test_a_folder_that_does_not_answer_holds_nobody_up(models: Path, monkeypatch: pytest.MonkeyPatch):
+    """Issue 17: the daemon itself waited for a dead mount. Its change is seen when it answers again."""
+    files, answers = FileWatch(limit_s=0.02), threading.Event()
+    files.watch([str(models)])
+    ask, asked = os.stat, []
+
+    def stat(path: str, **more: Any) -> os.stat_result:
+        if path == str(models):
+            asked.append(path)
+            answers.wait(20)
+        return ask(path, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    (models / "draft.gguf").write_bytes(b"1")
+    assert [files.changed() for _ in range(3)] == [[], [], []]
+    assert len(asked) == 1  # no thread more for each look
+    answers.set()
+    wait_until(lambda: files.changed() == [str(models)])
+    assert files.changed() == []

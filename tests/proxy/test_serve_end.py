@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 
 import httpx
@@ -47,3 +49,27 @@ def test_the_whole_end_fits_into_the_time_that_the_daemon_gives():
     """Proxy review 5: answers, samples and servers one after the other; after that comes SIGKILL, and records stay behind."""
     steps_s = (serve._GRACE_S, metrics._CLOSE_TIMEOUT_S, supervisor._DRAIN_S, supervisor._STOP_S)
     assert sum(steps_s) < STOP_WITHIN_S
+
+
+def test_a_closed_terminal_ends_it_in_order():
+    """Issue 17: SIGHUP killed it, and its answers. It comes twice, and is no request to hurry; nohup is heeded."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    async def close(times):
+        task = asyncio.current_task()
+        with serve._signals(task) as asked:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.wait_for(asked.wait(), 5)
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGHUP)  # while servers end
+        await asyncio.sleep(0.01)
+        assert not task.cancelling()
+
+    try:
+        asyncio.run(close(2))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(close(1), 0.05))
+    finally:
+        signal.signal(signal.SIGHUP, before)
