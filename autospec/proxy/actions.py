@@ -16,7 +16,7 @@ from aiohttp import web
 from autospec.errors import NothingKnownError, OverloadedError
 from autospec.proxy.access import Access, refuse_action
 from autospec.proxy.errors import ProxyProblem
-from autospec.proxy.request import Refused, check_name
+from autospec.proxy.request import BodiesInFlight, Refused, check_name, read_body
 from autospec.serving.dispatch import Dispatch, Offered
 
 __all__ = ["ACTIONS", "Actions", "AskDaemon", "no_daemon"]
@@ -117,7 +117,7 @@ async def _document(request: web.BaseRequest) -> Mapping[str, Any]:
         )
         raise Refused(problem)
     try:
-        document = json.loads(await request.read())
+        document = json.loads(await read_body(request, BodiesInFlight(_MOST_BYTES)))
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):

@@ -287,7 +287,7 @@ class Proxy:
     def _refuse(self, problem: ProxyProblem, path: str) -> web.Response:
         self._metrics.refused(problem.code)
         response = problem_response(problem, shape_of(path))
-        if problem.status == 413:
+        if problem.status in (408, 413):  # the rest of the body is not wanted
             response.force_close()
         return response
 
