@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, istr
 
 from autospec.cells import PromptType
@@ -254,7 +254,8 @@ async def read_body(request: web.BaseRequest, bodies: BodiesInFlight) -> bytes:
     length = request.content_length
     if length is not None:
         bodies.check(length, length)
-    if request.headers.get("Expect", "").lower() == "100-continue":
+    expected = request.headers.get("Expect", "").lower()
+    if expected == "100-continue" and request.version >= HttpVersion11:  # else to be ignored (RFC 9110 §10.1.1)
         # aiohttp's router does the same; its low-level server leaves it to the handler.
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
