@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +120,7 @@ class Proxy:
             self._upstream,
             dispatch,
             seen=self._seen,
+            left=self._left,
             retried=self._metrics.retried,
             refused=self._metrics.refused,
             keep_credentials=not rules.access.api_key,
@@ -182,12 +184,22 @@ class Proxy:
                 raise Refused(problem)
         # A wrong header is refused before the body is read.
         forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
-        content = await read_body(request, self._bodies) if request.body_exists else b""
+        content = await self._content(request)
         try:
             wanted, body = self._read(request, path, content, forced, drafting_off=off)
             return await self._forward(request, wanted, body)
         finally:
             self._bodies.give_back(len(content))
+
+    async def _content(self, request: web.BaseRequest) -> bytes:
+        """The body."""
+        if not request.body_exists:
+            return b""
+        try:
+            return await read_body(request, self._bodies)
+        except asyncio.CancelledError:  # the client disconnected
+            self._metrics.left()
+            raise
 
     async def _forward(
         self, request: web.BaseRequest, wanted: RouteRequest, body: RequestBody
@@ -283,6 +295,12 @@ class Proxy:
             "" if outcome.complete else " (broken off)",
             outcome.total_ms,
         )
+
+    def _left(self, wanted: RouteRequest, waited_s: float) -> None:
+        found = None
+        with suppress(AutospecError):
+            found = find_offered(self._dispatch.offered(), wanted.model)
+        self._metrics.left(found.name if found else "", waited_s, is_probe=wanted.is_probe)
 
     def _refuse(self, problem: ProxyProblem, path: str) -> web.Response:
         self._metrics.refused(problem.code)
