@@ -217,9 +217,9 @@ async def run(
     link = ProxyLink(settings.state_dir)
     keywords()  # read the word lists now and not in the first request
     dispatch = await open_supervisor(settings, link)
-    try:
-        await link.start()
-        with _signals(task) as asked:
+    with _signals(task) as asked:
+        try:
+            await link.start()
             async with listen(
                 dispatch,
                 rules,
@@ -235,9 +235,9 @@ async def run(
                 ready(listening.base_url)
                 await asked.wait()
                 ending(listening.proxy.in_flight)
-    finally:
-        # The link last: without it a daemon takes the machine while servers are still ending.
-        await _close(dispatch.close, link.close)
+        finally:
+            # The link last: without it a daemon takes the machine while servers are still ending.
+            await _close(dispatch.close, link.close)
 
 
 async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
@@ -249,7 +249,10 @@ async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
 
 @contextmanager
 def _signals(task: asyncio.Task[None]) -> Iterator[asyncio.Event]:
-    """An event that the first signal sets; a second one cancels the task."""
+    """An event that the first signal sets; each further one cancels what the task waits for.
+
+    Leave it last: afterwards a signal ends the program at once, with servers that still run.
+    """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
 

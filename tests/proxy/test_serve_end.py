@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
+from dataclasses import dataclass
 
 import httpx
 import pytest
 from aiohttp import web_protocol
 
 from autospec.proxy import metrics, serve
+from autospec.cells import Aim
+from autospec.proxy.app import Rules
 from autospec.service.definition import STOP_WITHIN_S
 from autospec.serving import supervisor
+from autospec.settings import load_settings
 from tests.backends.waiting import wait_until
-from tests.proxy.harness import proxy_over
+from tests.proxy.harness import OneModel, proxy_over
 
 
 def test_an_endless_answer_is_given_the_grace_once(loop, dispatch, backend, storage, monkeypatch):
@@ -47,3 +52,49 @@ def test_the_whole_end_fits_into_the_time_that_the_daemon_gives():
     """Proxy review 5: answers, samples and servers one after the other; after that comes SIGKILL, and records stay behind."""
     steps_s = (serve._GRACE_S, metrics._CLOSE_TIMEOUT_S, supervisor._DRAIN_S, supervisor._STOP_S)
     assert sum(steps_s) < STOP_WITHIN_S
+
+
+@dataclass
+class SlowToEnd(OneModel):
+    """Servers that do not end; meanwhile the user presses Ctrl-C again."""
+
+    aim: Aim = Aim.SPEED
+    cancelled: bool = False
+
+    async def close(self) -> None:
+        """For ever, unless it is cancelled."""
+        handled = {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        assert not handled & {signal.SIG_DFL, signal.default_int_handler}
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+def test_another_signal_while_servers_end_is_no_sudden_death(lent, tmp_path, monkeypatch):
+    """The first ones ended the answers; the last step, which takes longest, had no handlers any more: SIGTERM killed the proxy."""
+    dispatch, ended = SlowToEnd([lent]), []
+
+    async def opened(*_args):
+        return dispatch
+
+    async def link_closed(_link):
+        ended.append("link")
+
+    monkeypatch.setattr(serve, "open_supervisor", opened)
+    monkeypatch.setattr(serve.ProxyLink, "close", link_closed)
+    monkeypatch.setattr(serve, "keywords", lambda: None)
+    settings = load_settings(environ={"AUTOSPEC_HOME": str(tmp_path)})
+    asyncio.run(
+        serve.run(
+            settings,
+            Rules(),
+            port=0,
+            ready=lambda _: signal.raise_signal(signal.SIGTERM),
+            ending=lambda _: None,
+        )
+    )
+    assert dispatch.cancelled
+    assert ended == ["link"]
