@@ -267,8 +267,6 @@ _GATHER_S = 1.0
 _WAITING_LIMIT: Final = 10_000
 # Pruning is cheap, but it is a write.
 _PRUNE_EVERY = 1_000
-# Longest wait for the last batch: a database that hangs must not keep the proxy from ending.
-_CLOSE_TIMEOUT_S = 5.0
 
 
 class SampleWriter:
@@ -292,10 +290,10 @@ class SampleWriter:
             self._waiting.put(sample)
 
     def close(self) -> None:
-        """Write the queued samples and end."""
+        """Write the queued samples and end; this takes as long as the database does, which may hang."""
         self._closing.set()
         self._waiting.put(None)
-        self._thread.join(_CLOSE_TIMEOUT_S)
+        self._thread.join()
         self._store.close()
 
     def _run(self) -> None:

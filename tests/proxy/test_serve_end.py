@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
 import pytest
 from aiohttp import web_protocol
 
-from autospec.proxy import metrics, serve
+from autospec.proxy import serve
 from autospec.cells import Aim
+from autospec.measure.measurements import Sample
 from autospec.proxy.app import Rules
+from autospec.proxy.metrics import SampleWriter
 from autospec.service.definition import STOP_WITHIN_S
 from autospec.serving import supervisor
 from autospec.settings import load_settings
@@ -50,7 +53,7 @@ def test_an_endless_answer_is_given_the_grace_once(loop, dispatch, backend, stor
 
 def test_the_whole_end_fits_into_the_time_that_the_daemon_gives():
     """Proxy review 5: answers, samples and servers one after the other; after that comes SIGKILL, and records stay behind."""
-    steps_s = (serve._GRACE_S, metrics._CLOSE_TIMEOUT_S, supervisor._DRAIN_S, supervisor._STOP_S)
+    steps_s = (serve._GRACE_S, serve._SAMPLES_S, supervisor._DRAIN_S, supervisor._STOP_S)
     assert sum(steps_s) < STOP_WITHIN_S
 
 
@@ -98,3 +101,40 @@ def test_another_signal_while_servers_end_is_no_sudden_death(lent, tmp_path, mon
     )
     assert dispatch.cancelled
     assert ended == ["link"]
+
+
+def test_a_database_that_hangs_does_not_keep_the_proxy_from_ending(monkeypatch):
+    """Pages that waited for it had filled the pool of threads, behind which the end of the samples stood, without a limit."""
+    hung, busy, closed = threading.Event(), threading.Event(), []
+
+    class Store:
+        def add_samples(self, _batch):
+            hung.wait()
+
+        def prune_samples(self):
+            pass
+
+        def close(self):
+            closed.append("store")
+
+    monkeypatch.setattr("autospec.proxy.metrics._GATHER_S", 0.0)
+    writer = SampleWriter(Store())
+    writer.put(Sample(1.0, "main", "attached", "1", None, 5, 7, 10.0, 70.0))
+    pool = ThreadPoolExecutor(1)
+    pool.submit(busy.wait)
+
+    async def scenario():
+        asyncio.get_running_loop().set_default_executor(pool)
+        try:
+            monkeypatch.setattr(serve, "_SAMPLES_S", 0.05)
+            await asyncio.wait_for(serve._end(writer), 10)
+            assert closed == []
+            hung.set()
+            monkeypatch.setattr(serve, "_SAMPLES_S", 5.0)
+            await serve._end(writer)
+            assert closed
+        finally:
+            hung.set()
+            busy.set()
+
+    asyncio.run(scenario())
