@@ -12,9 +12,9 @@ import httpx
 import pytest
 from aiohttp import web_protocol
 
-from autospec.proxy import serve
 from autospec.cells import Aim
 from autospec.measure.measurements import Sample
+from autospec.proxy import serve
 from autospec.proxy.app import Rules
 from autospec.proxy.metrics import SampleWriter
 from autospec.service.definition import STOP_WITHIN_S
