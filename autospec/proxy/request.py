@@ -254,9 +254,9 @@ async def read_body(request: web.BaseRequest, bodies: BodiesInFlight) -> bytes:
     length = request.content_length
     if length is not None:
         bodies.check(length, length)
+    # aiohttp's router does the same; its low-level server leaves it to the handler. HTTP/1.0 may expect nothing (RFC 9110 §10.1.1).
     expected = request.headers.get("Expect", "").lower()
-    if expected == "100-continue" and request.version >= HttpVersion11:  # else to be ignored (RFC 9110 §10.1.1)
-        # aiohttp's router does the same; its low-level server leaves it to the handler.
+    if expected == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     parts: list[bytes] = []
