@@ -6,9 +6,9 @@ addition that the request comes from the proxy's own page, and the body has to b
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
@@ -16,8 +16,9 @@ from aiohttp import web
 from autospec.errors import NothingKnownError, OverloadedError
 from autospec.proxy.access import Access, refuse_action
 from autospec.proxy.errors import ProxyProblem
-from autospec.proxy.request import Refused, check_name
+from autospec.proxy.request import BodiesInFlight, Refused, check_name, read_body
 from autospec.serving.dispatch import Dispatch, Offered
+from autospec.serving.instance import in_thread
 
 __all__ = ["ACTIONS", "Actions", "AskDaemon", "no_daemon"]
 
@@ -101,7 +102,7 @@ class Actions:
             raise Refused(
                 ProxyProblem(404, f"There is no model {model[:200]!r}.", "model_not_found", "model")
             )
-        told = await asyncio.to_thread(self._ask_daemon, {"ask": "tune", "model": found.name})
+        told = await in_thread(partial(self._ask_daemon, {"ask": "tune", "model": found.name}))
         if told.get("event") != "asked":
             message = "The running daemon is of an older version, which cannot be asked. Restart it."
             raise Refused(ProxyProblem(502, message, "daemon_too_old"))
@@ -117,7 +118,7 @@ async def _document(request: web.BaseRequest) -> Mapping[str, Any]:
         )
         raise Refused(problem)
     try:
-        document = json.loads(await request.read())
+        document = json.loads(await read_body(request, BodiesInFlight(_MOST_BYTES)))
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +25,7 @@ from autospec.proxy.request import Refused
 from autospec.recommendations import Recommendation
 from autospec.report.selection import Question, select
 from autospec.serving.dispatch import Dispatch, Offered
+from autospec.serving.instance import in_thread
 from autospec.store.reader import newest_recommendation, read_overall, read_recommendations
 
 __all__ = ["Endpoints", "find_offered", "meant_model", "running_model"]
@@ -50,9 +52,9 @@ async def _recommendation_events(storage: str, aim: Aim, closing: asyncio.Event)
     silent_s = 0.0
     while True:
         try:
-            number = await asyncio.to_thread(newest_recommendation, storage)
+            number = await in_thread(partial(newest_recommendation, storage))
             if number != newest:
-                stored = await asyncio.to_thread(read_recommendations, storage)
+                stored = await in_thread(partial(read_recommendations, storage))
                 now = {s.cell_key: s.recommendation.to_json() for s in stored if s.recommendation.aim is aim}
                 changed = [
                     {name: value for name, value in r.items() if name in _SHORT}
@@ -264,7 +266,7 @@ class Endpoints:
     async def _daemon(self) -> dict[str, Any]:
         """That no daemon runs is an answer and no error: a page asks for ever, and errors are counted."""
         try:
-            status = await asyncio.to_thread(self._ask_daemon, {"ask": "status"})
+            status = await in_thread(partial(self._ask_daemon, {"ask": "status"}))
         except NothingKnownError as error:
             return {"schema": 1, "daemon": None, "why": str(error)}
         return {"schema": 1, "daemon": status, "why": None}
@@ -288,7 +290,7 @@ class Endpoints:
             stored, overall = read_recommendations(self._storage), read_overall(self._storage)
             return select(stored, identify(), question, overall).document()
 
-        return _json(await asyncio.to_thread(work))
+        return _json(await in_thread(work))
 
     async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = CIMultiDict({"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})

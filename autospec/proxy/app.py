@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,14 +61,20 @@ class Rules:
     comments: bool = True  # to streaming clients whose request waits for a server
 
 
-# A dashboard asks for these for ever, which must not start a model that was unloaded.
-# Browsers ask for the others by themselves, whatever page they show.
-_POLLED = frozenset(
-    {
-        *("/metrics", "/slots", "/favicon.ico", "/robots.txt"),
-        *("/apple-touch-icon.png", "/apple-touch-icon-precomposed.png"),
-    }
-)
+# Requests that change nothing (RFC 9110 §9.2.1) read a running server. Monitors, dashboards and browsers (icons, `/.well-known/…`) send
+# them for ever, to whatever path, and must not load a model again after each unload. Two kinds of GET start one: llama.cpp's own page,
+# which a person opens in a browser (programs do not ask for HTML), and what the page asks for first, because a browser may have
+# the page itself in its cache.
+_READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_PAGES = frozenset({"/", "/index.html"})
+_OF_PAGES = frozenset({"/props"})
+
+
+def _may_start(request: web.BaseRequest, path: str) -> bool:
+    """True if a request that changes nothing may start a model."""
+    if request.method != "GET":
+        return False
+    return path in _OF_PAGES or (path in _PAGES and "text/html" in request.headers.get("Accept", ""))
 
 
 class Proxy:
@@ -119,6 +126,7 @@ class Proxy:
             self._upstream,
             dispatch,
             seen=self._seen,
+            left=self._left,
             retried=self._metrics.retried,
             refused=self._metrics.refused,
             keep_credentials=not rules.access.api_key,
@@ -182,12 +190,22 @@ class Proxy:
                 raise Refused(problem)
         # A wrong header is refused before the body is read.
         forced, off = forced_prompt_type(request.headers), wants_off(request.headers)
-        content = await read_body(request, self._bodies) if request.body_exists else b""
+        content = await self._content(request)
         try:
             wanted, body = self._read(request, path, content, forced, drafting_off=off)
             return await self._forward(request, wanted, body)
         finally:
             self._bodies.give_back(len(content))
+
+    async def _content(self, request: web.BaseRequest) -> bytes:
+        """The body."""
+        if not request.body_exists:
+            return b""
+        try:
+            return await read_body(request, self._bodies)
+        except asyncio.CancelledError:  # the client disconnected
+            self._metrics.left()
+            raise
 
     async def _forward(
         self, request: web.BaseRequest, wanted: RouteRequest, body: RequestBody
@@ -216,11 +234,9 @@ class Proxy:
         intake = parse(content, request.headers) if request.body_exists else ProxyRequest()
         named = intake.model or (request.query.get("model", "") if request.query_string else "")
         check_name(named)
-        is_get = request.method in ("GET", "HEAD")
-        model = named or self._meant(path, is_get=is_get)
+        model, is_probe = self._model(request, path, named)
         if self._rules.log_prompts and intake.document is not None:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
-        is_probe = is_get and self._runs(model)
         document = intake.document
         if document is None or not generates(path):
             wanted = RouteRequest(model, drafting_off=drafting_off, is_probe=is_probe)
@@ -242,19 +258,24 @@ class Proxy:
             return web.json_response({"status": "ok"})
         return await self._relay.answer(request, RouteRequest(running, is_probe=True), RequestBody())
 
-    def _meant(self, path: str, *, is_get: bool) -> str:
-        """The model for a request that names none; a GET (/props, /slots, the web page) means a running one, if there is one."""
-        offered = self._dispatch.offered()
-        default = self._rules.default_model
-        running = running_model(offered, default) if is_get else None
-        if running is None and is_get and path.removeprefix("/v1") in _POLLED:
-            message = "No model is running. The first request to a model starts it."
-            raise Refused(ProxyProblem(503, message, "no_model_running"))
-        return running or meant_model(offered, default)
+    def _model(self, request: web.BaseRequest, path: str, named: str) -> tuple[str, bool]:
+        """The model that a request is for, and whether it only reads a running one.
 
-    def _runs(self, model: str) -> bool:
-        found = find_offered(self._dispatch.offered(), model)
-        return found is not None and bool(found.running)
+        One that names none and changes nothing (/props, /slots, the web page) means a running one, if there is one.
+        """
+        default = self._rules.default_model
+        if request.method not in _READING:
+            return named or meant_model(self._dispatch.offered(), default), False
+        offered = self._dispatch.offered()
+        found = find_offered(offered, named) if named else None
+        if named and found is None:
+            return named, False  # to be refused by the dispatch
+        running = (found.name if found.running else None) if found else running_model(offered, default)
+        if running is None and not _may_start(request, path):
+            what = f"{found.name} is not running." if found else "No model is running."
+            message = f"{what} The first request to a model starts it."
+            raise Refused(ProxyProblem(503, message, "no_model_running"))
+        return named or running or meant_model(offered, default), running is not None
 
     def _facts(self, document: Mapping[str, Any], forced: PromptType | None) -> PromptFacts:
         text_bytes, token_ids = prompt_size(document)
@@ -284,10 +305,16 @@ class Proxy:
             outcome.total_ms,
         )
 
+    def _left(self, wanted: RouteRequest, waited_s: float) -> None:
+        found = None
+        with suppress(AutospecError):
+            found = find_offered(self._dispatch.offered(), wanted.model)
+        self._metrics.left(found.name if found else "", waited_s, is_probe=wanted.is_probe)
+
     def _refuse(self, problem: ProxyProblem, path: str) -> web.Response:
         self._metrics.refused(problem.code)
         response = problem_response(problem, shape_of(path))
-        if problem.status == 413:
+        if problem.status in (408, 413):  # the rest of the body is not wanted
             response.force_close()
         return response
 

@@ -33,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _LABELS = ("model", "prompt_type", "drafting")
+_GONE = "client_gone"
 # From a cached prompt on a fast machine to a long prompt on a slow one.
 _FIRST_BYTE_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _TPS_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
@@ -140,6 +141,15 @@ class Metrics:
         if sample.predicted_ms > 0:
             _histogram(self._speed, *labels).observe(1000 * sample.predicted_tokens / sample.predicted_ms)
 
+    def left(self, model: str = "", waited_s: float | None = None, *, is_probe: bool = False) -> None:
+        """Record a client that left before a server had its request: while it sent it, or, with a model, while it waited."""
+        if is_probe:
+            self._probes.labels(model, _GONE).inc()
+            return
+        _counter(self._requests, model, "", "", _GONE).inc()
+        if waited_s is not None:
+            _histogram(self._wait, model).observe(waited_s)
+
     def refused(self, code: str) -> None:
         """Record a request that the proxy itself answered with an error."""
         self._refused.labels(code).inc()
@@ -172,7 +182,7 @@ def _status(outcome: RequestOutcome) -> str:
     if outcome.complete:
         return str(outcome.status)
     if outcome.client_gone:
-        return "client_gone"
+        return _GONE
     return "retried" if outcome.retried else "broken"
 
 
@@ -257,8 +267,6 @@ _GATHER_S = 1.0
 _WAITING_LIMIT: Final = 10_000
 # Pruning is cheap, but it is a write.
 _PRUNE_EVERY = 1_000
-# Longest wait for the last batch: a database that hangs must not keep the proxy from ending.
-_CLOSE_TIMEOUT_S = 5.0
 
 
 class SampleWriter:
@@ -282,10 +290,10 @@ class SampleWriter:
             self._waiting.put(sample)
 
     def close(self) -> None:
-        """Write the queued samples and end."""
+        """Write the queued samples and end; this takes as long as the database does, which may hang."""
         self._closing.set()
         self._waiting.put(None)
-        self._thread.join(_CLOSE_TIMEOUT_S)
+        self._thread.join()
         self._store.close()
 
     def _run(self) -> None:

@@ -190,8 +190,9 @@ class _WaitingStream:
 class Relay:
     """Forwards requests to leased servers.
 
-    `seen` gets the outcome of each attempt, `retried` the model of each second one, and `refused` the code of an error that is
-    told as an event. `comments` go to streaming clients whose request waits.
+    `seen` gets the outcome of each attempt, `left` a request whose client left while it waited for a server and how many seconds it
+    had waited, `retried` the model of each second attempt, and `refused` the code of an error that is told as an event. `comments` go
+    to streaming clients whose request waits.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class Relay:
         dispatch: Dispatch,
         *,
         seen: Callable[[RequestOutcome], None],
+        left: Callable[[RouteRequest, float], None],
         retried: Callable[[str], None],
         refused: Callable[[str], None],
         keep_credentials: bool,
@@ -208,6 +210,7 @@ class Relay:
         self._upstream = upstream
         self._dispatch = dispatch
         self._seen = seen
+        self._left = left
         self._retried = retried
         self._refused = refused
         self._keep_credentials = keep_credentials
@@ -252,7 +255,12 @@ class Relay:
             begun = time.perf_counter()
             if waiting is not None:
                 waiting.start()
-            async with await self._dispatch.lease(wanted) as lease:
+            try:
+                lent = await self._dispatch.lease(wanted)
+            except asyncio.CancelledError:  # the client disconnected
+                self._left(wanted, time.perf_counter() - begun)
+                raise
+            async with lent as lease:
                 if waiting is not None:
                     waiting.leased()
                 waited_s = time.perf_counter() - begun

@@ -5,6 +5,7 @@ Hop-by-hop headers, and the headers that ``Connection`` names, belong to one con
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, istr
 
 from autospec.cells import PromptType
@@ -198,14 +199,20 @@ def _is_media(part: Any) -> bool:
 
 # The proxy holds at most this many bodies of the largest size, or more smaller ones.
 _LARGEST_BODIES = 4
+# As much as one more is for small bodies only, of at most this part of the largest size (1 MiB of 64): a chat passes while large
+# bodies stall, or wait for a model that loads.
+_KEPT_FOR_SMALL = 1
+_SMALL_PART = 64
 _RETRY_AFTER_S = 2
+# A client that vanished in the middle of its body would hold its share until TCP notices, which takes hours.
+_BODY_SILENCE_S = 60.0
 
 
 class BodiesInFlight:
     """Counts the bytes of the bodies that the proxy holds: each from its first byte until its request is answered."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """Bound each body by `limit_bytes`, and all together by four times as much."""
+        """Bound each body by `limit_bytes`, and all together by four times as much, with small ones by five times."""
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
 
@@ -222,8 +229,10 @@ class BodiesInFlight:
         """As `take`, without counting the part."""
         if body_bytes > self.limit_bytes:
             raise Refused(_too_large(self.limit_bytes))
-        if self.held_bytes + part_bytes > _LARGEST_BODIES * self.limit_bytes:
-            total = f"{_LARGEST_BODIES * self.limit_bytes / 2**20:g} MiB"
+        is_small = body_bytes * _SMALL_PART <= self.limit_bytes
+        most = _LARGEST_BODIES + (_KEPT_FOR_SMALL if is_small else 0)
+        if self.held_bytes + part_bytes > most * self.limit_bytes:
+            total = f"{most * self.limit_bytes / 2**20:g} MiB"
             message = (
                 f"This request and those in progress are larger than {total} together. "
                 "Try again in a moment, or raise the setting request_limit_mib."
@@ -240,19 +249,20 @@ async def read_body(request: web.BaseRequest, bodies: BodiesInFlight) -> bytes:
 
     Raises:
         Refused: It is longer than the limit, or too long beside the other bodies; nothing is read if Content-Length already
-            says so.
+            says so. Or no more of it comes.
     """
     length = request.content_length
     if length is not None:
         bodies.check(length, length)
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        # aiohttp's router does the same; its low-level server leaves it to the handler.
+    # aiohttp's router does the same; its low-level server leaves it to the handler. HTTP/1.0 may expect nothing (RFC 9110 §10.1.1).
+    expected = request.headers.get("Expect", "").lower()
+    if expected == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     parts: list[bytes] = []
     size = 0
     try:
-        while part := await request.content.readany():
+        while part := await _next_part(request):
             bodies.take(len(part), size + len(part))
             size += len(part)
             parts.append(part)
@@ -260,6 +270,19 @@ async def read_body(request: web.BaseRequest, bodies: BodiesInFlight) -> bytes:
         bodies.give_back(size)
         raise
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _next_part(request: web.BaseRequest) -> bytes:
+    """What has come of a body, empty at its end; aiohttp itself waits for ever."""
+    content = request.content
+    if (part := content.read_nowait()) or content.at_eof():
+        return part  # most bodies are here whole and need no timer
+    try:
+        async with asyncio.timeout(_BODY_SILENCE_S):
+            return await content.readany()
+    except TimeoutError:
+        message = f"The rest of the body did not come within {_BODY_SILENCE_S:g} s. Send the request again."
+        raise Refused(ProxyProblem(408, message, "body_timeout")) from None
 
 
 def parse(content: bytes, headers: Mapping[str, str]) -> ProxyRequest:

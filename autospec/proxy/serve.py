@@ -71,6 +71,7 @@ _LARGE_BLOCK_BYTES = 1 << 20
 # How long answers in progress may continue at shutdown; a second signal ends the wait. With the time for the samples and the
 # servers it stays below what the daemon gives its proxy (`autospec.service.definition.STOP_WITHIN_S`).
 _GRACE_S = 15.0
+_SAMPLES_S = 5.0  # likewise for the last samples
 # All clients reconnect at once when the proxy restarts: 64 streams and their pages.
 _BACKLOG = 512
 
@@ -188,7 +189,7 @@ async def listen(
         yield ListeningProxy(f"http://{shown}:{taken}", proxy)
     finally:
         proxy.stop_events()
-        await _close(runner.cleanup, proxy.close, partial(asyncio.to_thread, samples.close))
+        await _close(runner.cleanup, proxy.close, partial(_end, samples))
 
 
 async def run(
@@ -217,9 +218,9 @@ async def run(
     link = ProxyLink(settings.state_dir)
     keywords()  # read the word lists now and not in the first request
     dispatch = await open_supervisor(settings, link)
-    try:
-        await link.start()
-        with _signals(task) as asked:
+    with _signals(task) as asked:
+        try:
+            await link.start()
             async with listen(
                 dispatch,
                 rules,
@@ -235,9 +236,16 @@ async def run(
                 ready(listening.base_url)
                 await asked.wait()
                 ending(listening.proxy.in_flight)
-    finally:
-        # The link last: without it a daemon takes the machine while servers are still ending.
-        await _close(dispatch.close, link.close)
+        finally:
+            # The link last: without it a daemon takes the machine while servers are still ending.
+            await _close(dispatch.close, link.close)
+
+
+async def _end(samples: SampleWriter) -> None:
+    """Wait for the last samples, unless their database hangs."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SAMPLES_S):
+            await in_thread(samples.close)
 
 
 async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
@@ -249,7 +257,10 @@ async def _close(*closers: Callable[[], Awaitable[object]]) -> None:
 
 @contextmanager
 def _signals(task: asyncio.Task[None]) -> Iterator[asyncio.Event]:
-    """An event that the first signal sets; a second SIGINT or SIGTERM cancels the task."""
+    """An event that the first signal sets; each further SIGINT or SIGTERM cancels what the task waits for.
+
+    Leave it last: afterwards these signals end the program at once, with servers that still run.
+    """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
 

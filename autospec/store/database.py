@@ -41,10 +41,13 @@ from autospec.store.queries import (
 )
 from autospec.store.schema import MEASUREMENTS, OVERALL, RECOMMENDATIONS, SURVEYS, bring_up_to_date
 
-__all__ = ["CellLocks", "Store", "durable", "first_use", "open_store", "plain_errors"]
+__all__ = ["CellLocks", "Store", "connect_args", "durable", "first_use", "open_store", "plain_errors"]
 
 # Several processes share the file. A writer may wait for another's short transaction, never for a measurement.
 _SQLITE_BUSY_TIMEOUT_S = 30.0
+# For each address of a PostgreSQL; libpq waits for ever, psycopg for two minutes.
+_CONNECT_TIMEOUT_S = 10
+_LIBPQ = frozenset({"psycopg", "psycopg2"})  # drivers that take its names
 
 
 class Store:
@@ -272,7 +275,6 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
             f"The storage URL {url!r} is malformed.",
             "Use an SQLAlchemy URL, e.g. sqlite:////home/me/autospec.db.",
         ) from error
-    arguments: dict[str, Any] = {}
     sqlite_file = parsed.database if parsed.get_backend_name() == "sqlite" else None
     if sqlite_file and sqlite_file != ":memory:":
         try:
@@ -282,9 +284,8 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
                 f"The folder of the database {sqlite_file} cannot be created: {error.strerror}.",
                 write_hint(str(error)) or "Set another `storage` in the config.",
             ) from error
-        arguments["connect_args"] = {"timeout": _SQLITE_BUSY_TIMEOUT_S}
     try:
-        engine = sa.create_engine(parsed, **arguments)
+        engine = sa.create_engine(parsed, connect_args=connect_args(parsed))
     except (ImportError, sa.exc.ArgumentError) as error:
         raise StoreError(
             f"The storage {parsed.get_backend_name()} needs a driver that is not installed: {error}.",
@@ -298,6 +299,16 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
         with first_use(url):
             bring_up_to_date(engine)
     return Store(engine, tell)
+
+
+def connect_args(url: str | sa.URL) -> dict[str, Any]:
+    """Arguments of a database's driver: how long it waits for a file that is locked, or for a server that does not answer."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return {"timeout": _SQLITE_BUSY_TIMEOUT_S}
+    if parsed.get_driver_name() in _LIBPQ and "connect_timeout" not in parsed.query:
+        return {"connect_timeout": _CONNECT_TIMEOUT_S}
+    return {}
 
 
 def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
@@ -360,7 +371,8 @@ class CellLocks:
         self._engine: sa.Engine | None = None
         self._connection: sa.Connection | None = None
         if make_url(url).get_backend_name() == "postgresql":
-            self._engine = sa.create_engine(url, connect_args=_KEEPALIVES, poolclass=sa.NullPool)
+            arguments = connect_args(url) | _KEEPALIVES
+            self._engine = sa.create_engine(url, connect_args=arguments, poolclass=sa.NullPool)
 
     def take(self, cell_key: str) -> bool:
         """Lock a cell; False if another process, here or on another machine, has it.
@@ -396,7 +408,7 @@ def first_use(url: str) -> Iterator[None]:
     if make_url(url).get_backend_name() != "postgresql":
         yield
         return
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    engine = sa.create_engine(url, connect_args=connect_args(url), poolclass=sa.NullPool)
     try:
         with plain_errors(engine), engine.connect() as connection:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _TABLES})

@@ -24,7 +24,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
-from autospec.store.database import first_use
+from autospec.store.database import connect_args, first_use
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 
@@ -139,10 +139,9 @@ def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url.startswith("grpc:"):
         return _open_grpc(url, ready_s)
-    arguments = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else None
     try:
         with first_use(url):
-            return RDBStorage(url, engine_kwargs=arguments)
+            return RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)})
     except StoreError:
         raise
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -60,6 +61,20 @@ def test_recommendations_are_the_command_lines_document(proxy, storage):
     assert get(proxy, "/autospec/v1/recommendations?prompt_type=poem").status_code == 400
     assert get(proxy, "/autospec/v1/recommendations?modell=x").status_code == 400
     assert get(proxy, "/autospec/v1/recommendations?model=other").status_code == 404
+
+
+def test_pages_share_no_threads(proxy, loop):
+    """A database or a daemon that hangs filled the loop's few threads, and whatever else needed one waited behind."""
+    none = ThreadPoolExecutor(1)
+    none.shutdown()
+    loop.loop.call_soon_threadsafe(loop.loop.set_default_executor, none)
+    assert get(proxy, "/autospec/v1/recommendations").status_code == 404  # nothing is known
+    assert get(proxy, "/autospec/v1/daemon").json()["daemon"] is None
+    asked = {"model": "main"}
+    tune = httpx.post(proxy.base_url + "/autospec/v1/tune", json=asked, trust_env=False)
+    assert (tune.status_code, tune.json()["error"]["code"]) == (404, "nothing_known")
+    with httpx.stream("GET", proxy.base_url + "/autospec/v1/events", trust_env=False, timeout=20) as answer:
+        assert next(answer.iter_lines()) == "event: recommendations"
 
 
 def test_events_tell_what_is_new(proxy, storage):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
 
 import httpx
 import pytest
@@ -342,6 +343,61 @@ def test_all_bodies_together_have_a_bound(loop, dispatch, storage, backend, told
         assert ask(b'{"model": "nobody"}').status_code == 404
         assert proxy.proxy._bodies.held_bytes == 0
     assert len(backend.asked) == 3
+
+
+def test_small_bodies_pass_beside_large_ones(loop, dispatch, storage):
+    """Four bodies that stall, or wait for a model that loads, refuse no chat; all small ones together have a bound, too."""
+    body = b'{"model": "main", "x": ""}'
+    rules = Rules(request_limit_bytes=len(body) * 64)
+    with proxy_over(loop, dispatch, storage, rules=rules) as proxy:
+        bodies = proxy.proxy._bodies
+
+        def ask(content: bytes) -> int:
+            return int(exchange(proxy.base_url, post(CHAT, content)).split()[1])
+
+        bodies.held_bytes = 4 * bodies.limit_bytes
+        assert (ask(body), ask(body + b" ")) == (200, 503)
+        bodies.held_bytes = 5 * bodies.limit_bytes - len(body)
+        assert ask(body) == 200
+        bodies.held_bytes += 1
+        assert ask(body) == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (CHAT, b'"code": "body_timeout"'),
+        ("/v1/messages", b'"type": "invalid_request_error"'),
+        ("/autospec/v1/unload", b'"code": "body_timeout"'),
+    ],
+)
+def test_a_body_that_stalls_is_given_up(proxy, backend, monkeypatch, path, kind):
+    """408 in the client's shape, and its share of the bodies is free."""
+    monkeypatch.setattr("autospec.proxy.request._BODY_SILENCE_S", 0.05)
+    with connected(proxy.base_url) as raw:
+        head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % path.encode()
+        raw.sendall(head + b"Content-Length: 1000\r\n\r\n" + GOOD)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += raw.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert kind in answer
+    assert b"Connection: close" in answer
+    assert backend.asked == []
+    assert proxy.proxy._bodies.held_bytes == 0
+
+
+def test_a_slow_body_is_read_to_its_end(proxy, backend, monkeypatch):
+    """The time is for one silence and not for the whole body."""
+    monkeypatch.setattr("autospec.proxy.request._BODY_SILENCE_S", 0.15)
+    with connected(proxy.base_url) as raw:
+        request = post(CHAT, GOOD)
+        raw.sendall(request[:-5])
+        for at in range(-5, 0):
+            time.sleep(0.05)
+            raw.sendall(request[at : at + 1 or None])
+        assert everything(raw).startswith(b"HTTP/1.1 200 ")
+    assert backend.asked[0].body == GOOD
 
 
 def test_many_headers(proxy, backend):

@@ -138,17 +138,47 @@ def test_probes_do_not_stop_a_measurement(proxy):
     assert told == ["a request"]
 
 
-def test_dashboards_start_no_model(loop, dispatch, storage, backend):
-    """After an idle unload, the next poll of a dashboard must not load the model again (Proxy review 1)."""
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/metrics", {}),
+        ("GET", "/slots", {}),
+        ("GET", "/v1/slots", {}),
+        ("GET", "/slots?model=main", {}),
+        ("GET", "/healthz", {}),
+        ("GET", "/api/version", {}),
+        ("GET", "/.well-known/appspecific/com.chrome.devtools.json", {}),
+        ("GET", "/favicon.ico", HTML),
+        ("GET", "/", {}),
+        ("HEAD", "/", HTML),
+        ("HEAD", "/props", {}),
+        ("HEAD", "/v1/chat/completions?model=main", {}),
+        ("OPTIONS", "/", {}),
+    ],
+)
+@pytest.mark.parametrize("default", ["main", ""])
+def test_polls_start_no_model(loop, dispatch, storage, method, path, headers, default):  # noqa: PLR0917 - fixtures
+    """After an idle unload, the next poll of a dashboard or a monitor must not load the model again (Proxy review 1)."""
     dispatch.running = False
-    with proxy_over(loop, dispatch, storage, rules=Rules(default_model="main")) as proxy:
-        for path in ("/metrics", "/slots", "/v1/slots"):
-            answer = ask(proxy, "GET", path)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_model_running")
-        assert not dispatch.wanted
-        # A page that a person opens does, and that counts.
-        assert ask(proxy, "GET", "/props").status_code == 200
-    assert [w.is_probe for w in dispatch.wanted] == [False]
+    with proxy_over(loop, dispatch, storage, rules=Rules(default_model=default)) as proxy:
+        answer = ask(proxy, method, path, headers=headers)
+    assert answer.status_code == 503
+    if method != "HEAD":
+        assert answer.json()["error"]["code"] == "no_model_running"
+    assert not dispatch.wanted
+
+
+@pytest.mark.parametrize("named", ["", "?model=main"])
+def test_a_page_that_a_person_opens_starts_the_model(loop, dispatch, storage, named):
+    """llama.cpp's own, and what it asks for first; that counts as use."""
+    dispatch.running = False
+    with proxy_over(loop, dispatch, storage) as proxy:
+        for path, headers in (("/", HTML), ("/props", {})):
+            assert ask(proxy, "GET", path + named, headers=headers).status_code == 200
+    assert [w.is_probe for w in dispatch.wanted] == [False, False]
 
 
 @pytest.mark.parametrize("path", ["/models/unload", "/models/load", "/v1/models", "/v1/models/main"])

@@ -293,6 +293,13 @@ def test_expect_continue_is_answered(proxy, backend):
     assert backend.asked[0].body == ODD_BODY
 
 
+def test_http_1_0_expects_nothing(proxy, backend):
+    """It has no interim answers, so the expectation is ignored (RFC 9110, 10.1.1)."""
+    request = post(CHAT, ODD_BODY, b"Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    assert exchange(proxy.base_url, request).startswith(b"HTTP/1.0 200 OK")
+    assert backend.asked[0].body == ODD_BODY
+
+
 def test_http_1_0_gets_its_answer(proxy, backend):
     """No Host, no chunks, the end is the close."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 import zlib
 
 import httpx
@@ -105,6 +107,33 @@ def test_a_client_that_stops_before_the_first_byte(proxy, backend):
         raw.sendall(post(CHAT, BODY))
         wait_until(lambda: backend.asked)
     wait_until(lambda: metrics(proxy) == {"client_gone": 1.0})
+
+
+@pytest.mark.parametrize("content", [BODY, STREAM])
+def test_a_client_that_leaves_while_it_waits_for_a_server(loop, lent, storage, content):
+    """A model that takes too long to load shows in the metrics: how many gave up, and after how long."""
+    dispatch = LoadingModel([lent], aliases=("other",))
+    with proxy_over(loop, dispatch, storage) as proxy:
+        with connected(proxy.base_url) as raw:
+            raw.sendall(post(CHAT, content.replace(b"main", b"other")))
+            wait_until(lambda: proxy.proxy.in_flight)
+        wait_until(lambda: metrics(proxy) == {"client_gone": 1.0})
+        text = httpx.get(proxy.base_url + "/autospec/metrics", trust_env=False).text
+    gone = 'autospec_requests_total{drafting="",model="main",prompt_type="",status="client_gone"} 1.0'
+    assert gone in text
+    assert 'autospec_wait_seconds_count{model="main"} 1.0' in text
+
+
+@pytest.mark.parametrize("reset_it", [True, False])
+def test_a_client_that_leaves_during_its_upload(proxy, backend, reset_it):
+    """No model is known yet; it is no damaged request."""
+    with connected(proxy.base_url) as raw:
+        raw.sendall(post(CHAT, BODY)[:-5])
+        wait_until(lambda: proxy.proxy._bodies.held_bytes)
+        if reset_it:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: metrics(proxy) == {"client_gone": 1.0})
+    assert backend.asked == []
 
 
 def test_a_request_that_kills_two_servers_is_counted_once_as_broken(proxy, backend):

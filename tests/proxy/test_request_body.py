@@ -7,6 +7,8 @@ import json
 import pytest
 from multidict import CIMultiDict
 
+from autospec.backends.mlx.backend import Mlx
+from autospec.drafting import OFF, Drafting, Mode
 from autospec.proxy.request import Refused, RequestBody, parse
 
 BOM = b"\xef\xbb\xbf"
@@ -68,6 +70,21 @@ def test_fields_are_set_in_objects_and_left_out_of_forms():
     assert json.loads(body.content_with({"model": "pinned"})) == {"model": "pinned", "messages": []}
     assert RequestBody(b"--boundary\r\n").content_with({"model": "pinned"}) == b"--boundary\r\n"
     assert RequestBody().content_with({"model": "pinned"}) == b""
+
+
+@pytest.mark.parametrize("drafting", [OFF, Drafting(Mode.DRAFT_MODEL, draft="/draft", n_max=4)])
+def test_no_client_chooses_what_mlx_loads(tmp_path, drafting):
+    """Older versions of mlx_lm.server load a folder that `adapters` names, in place of the measured model (Proxy review 21)."""
+    asked = {"model": "/etc", "draft_model": "/etc", "adapters": "/etc", "num_draft_tokens": 9, "seed": 1}
+    body = parse(json.dumps(asked).encode(), {}).body("/v1/chat/completions")
+    sent = json.loads(body.content_with(Mlx(tmp_path).request_fields(drafting)))
+    assert sent == {
+        "model": "default_model",
+        "draft_model": "default_model",
+        "adapters": None,
+        "num_draft_tokens": 0 if drafting.is_off else 4,
+        "seed": 1,
+    }
 
 
 def test_names_have_a_longest_length():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +19,8 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import StoreError
 from autospec.measure.measurements import Measurement, Phase
 from autospec.recommendations import Recommendation, Status, Verdict
-from autospec.store.database import open_store
+from autospec.store import database
+from autospec.store.database import CellLocks, connect_args, open_store
 from autospec.store.reader import newest_recommendation, read_recommendations
 
 MACHINE = Hardware(id="m", chip="M2 Ultra", memory_bytes=64 << 30)
@@ -163,3 +166,36 @@ def test_the_newest_number_grows_with_every_recommendation(url, tmp_path):
     numbers.append((newest_recommendation(url), store.newest_recommendation()))
     store.close()
     assert numbers == [(0, 0), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments"),
+    [
+        ("sqlite:////a.db", {"timeout": 30.0}),
+        ("postgresql+psycopg://me@hub/autospec", {"connect_timeout": 10}),
+        ("postgresql+psycopg2://me@hub/autospec", {"connect_timeout": 10}),
+        ("postgresql+psycopg://me@hub/autospec?connect_timeout=3", {}),
+        ("postgresql+asyncpg://me@hub/autospec", {}),
+    ],
+)
+def test_connecting_has_a_limit(url, arguments):
+    """Of the user's choice if there is one; a driver that is not libpq's has other names for it."""
+    assert connect_args(url) == arguments
+
+
+def _take(url: str) -> None:
+    with CellLocks(url) as locks:
+        locks.take("0")
+
+
+@pytest.mark.process  # libpq waits for two seconds at least
+@pytest.mark.parametrize("use", [open_store, _take])
+def test_a_postgresql_that_hangs_is_not_waited_for(monkeypatch, use):
+    """Its kernel accepts the connection, and nothing answers: for ever, and for two minutes with psycopg."""
+    pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+    monkeypatch.setattr(database, "_CONNECT_TIMEOUT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        with pytest.raises(StoreError, match="timeout"):
+            use(f"postgresql+psycopg://me@127.0.0.1:{silent.getsockname()[1]}/autospec")
+        assert time.monotonic() - begun < 60
