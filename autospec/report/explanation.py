@@ -143,6 +143,11 @@ def _request(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     figures |= {"request": request, "measured_speedup": measured, "decode_speedup": generation}
     cached = request["cached_share"]
     of_prompt = f" ({cached:.0%} of the prompt is assumed to be cached)" if cached else ""
+    if whole := request.get("drafted_prompt_tokens"):
+        assumed = f"{cached:.0%} of the prompt is assumed to be cached; " if cached else ""
+        of_prompt = (
+            f" ({assumed}with drafting, the server has no prompt cache and processes {whole:.0f} tokens)"
+        )
     lines = [
         (
             f"The gain of {percent(r.speedup)} is for requests with {request['prompt_tokens']:.0f} prompt tokens to"

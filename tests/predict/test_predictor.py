@@ -235,6 +235,18 @@ def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
     assert predictor.deviations(chosen, {CELL: stalled})[CELL] == pytest.approx(calm, abs=0.005)
 
 
+def test_the_whole_prompt_is_predicted_where_drafting_has_no_cache():
+    """As the pairs of the same requests have it, and slower than with a cache on both sides."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.0, prompt_ms=10.0))
+    chosen, shapes = drafting(8), Shapes(cached_share=0.9, drafts_uncached=True)
+    pairs = [replace(p, shape=shapes.of_half(p.off)) for p in measured(machine, chosen)]
+    composed = math.exp(statistics.fmean(p.log_ratio for p in pairs))
+    predicted = surveyed(machine, shapes=shapes).predict(CELL, [chosen])[chosen].ratio
+    assert predicted == pytest.approx(composed, rel=0.02)
+    alike = replace(shapes, drafts_uncached=False)
+    assert surveyed(machine, shapes=alike).predict(CELL, [chosen])[chosen].ratio > 1.03 * predicted
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_a_long_answer_costs_what_its_depth_costs(timed):
     """Attention takes 0.02 ms for each token before: parts without it promise too much for answers twenty times as long."""

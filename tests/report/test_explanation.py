@@ -284,6 +284,19 @@ def test_the_request_that_the_speeds_are_of_is_told():
     assert "depends on the lengths" not in " ".join(same_sign.sentences)
 
 
+def test_a_prompt_that_is_computed_whole_with_drafting_is_told():
+    """Where the server keeps no prompt cache while it drafts."""
+    request = {
+        "prompt_tokens": 400.0, "answer_tokens": 300.0, "cached_share": 0.8, "source": "suite",
+        "drafted_prompt_tokens": 2000.0,
+    }  # fmt: skip
+    evidence = {"request": request, "measured_speedup": 1.2, "decode_speedup": 1.3}
+    assert (
+        "400 prompt tokens to process (80% of the prompt is assumed to be cached; with drafting, the server has no prompt cache and"
+        " processes 2000 tokens) and 300 answer tokens"
+    ) in said(explain(recommendation(speedup=0.9, evidence=evidence)))
+
+
 def test_energy_is_told_where_it_is_known():
     """Beside the speed, with what the joules are of."""
     known = {
