@@ -98,7 +98,7 @@ class DepthTiming:
         """
         affordable = _READING_SHARE * self.left_s() * 1000.0 / read_ms if read_ms > 0.0 else _DEEPER_TOKENS
         tokens = int(min(affordable, _DEEPER_TOKENS))
-        if len(near_ms) < 2 or tokens < _LEAST_DEEPER_TOKENS or self.known(draft, name):
+        if self.known(draft, name) or len(near_ms) < 2 or tokens < _LEAST_DEEPER_TOKENS:
             return None
 
         def work(asked: Tokens) -> None:
@@ -112,7 +112,10 @@ class DepthTiming:
         return work
 
     def note(self, recordings: Sequence[Recording]) -> None:
-        """Give it to the requests of the cells; what an earlier tune gave them stays."""
+        """Give it to the requests of the cells; what an earlier tune gave them stays.
+
+        Of a proof that was looked at, nothing changes: it stays for the requests that it began with.
+        """
         if "" not in self._rises:
             return
         main, _ = self._rises[""]
@@ -125,7 +128,11 @@ class DepthTiming:
         timed = DepthCosts(statistics.median(r.token_ms for r in recordings), reach, rises)
         for cell in self.cells:
             earlier = cell.shapes.depth
-            depth = timed if earlier is None else replace(earlier, rises={**rises, **earlier.rises})
+            proved = {d.draft for d in (cell.winner, cell.runner_up)} if cell.history.looks else set()
+            if earlier is None and proved:
+                continue
+            new = {path: rise for path, rise in rises.items() if path not in proved}
+            depth = timed if earlier is None else replace(earlier, rises={**new, **earlier.rises})
             cell.shapes = replace(cell.shapes, depth=depth)
             cell.history = note_requests(cell.study, cell.history, cell.shapes)
             self.context.pairing.stand_for(cell.cell.key, cell.shapes)

@@ -5,7 +5,6 @@ What these cost depends on the model's cache and output matrix, which its file d
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -97,8 +96,8 @@ _CANARY = "canary"
 class Profiler:
     """Gathers the input of predictions, from servers or from the store.
 
-    `drafts` are the only draft models that are read (``None`` for all of the space); `hurried` is False to ignore what is left
-    of the search's time.
+    `drafts` are the only draft models that are read (``None`` for all of the space). `hurried` is False for a proof: it ignores what
+    is left of the search's time, and what context costs its requests stays as the search has left it.
     """
 
     def __init__(
@@ -122,11 +121,7 @@ class Profiler:
         self._surveys: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._batch_ms: Mapping[int, float] = {}
         self._depth = DepthTiming(
-            self._cells,
-            context,
-            self._stored_depth,
-            self._keep_in_all,
-            self._search_left_s if hurried else lambda: math.inf,
+            self._cells, context, self._stored_depth, self._keep_in_all, self._search_left_s
         )
         # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
         self._fastest: dict[str, tuple[float, str]] = {}
@@ -155,7 +150,8 @@ class Profiler:
             return None
         self._batch_ms = batches
         passes = self._passes(recordings)
-        self._depth.note(found)
+        if self._hurried:
+            self._depth.note(found)
         by_cell = {key: list(own.values()) for key, own in recordings.items()}
         stream = [(cell.cell.key, prompt.id) for cell, prompt in self._places()]
         return Predictor(
@@ -255,7 +251,7 @@ class Profiler:
         if stored is None or max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest)):
             stored = DraftPass({}, 0.0, self._timed(main, path, typical, largest))
             self._keep_times(name, stored)
-        if not timed_apart(path):
+        if self._hurried and not timed_apart(path):
             read_ms = typical.prompt_ms / len(typical.prompt_ids)
             if time_it := self._depth.time("", name, recordings, stored.batch_ms, read_ms):
                 self._undisturbed(lambda: time_it(_asked(main)))
@@ -373,7 +369,7 @@ class Profiler:
                         hopeless=partial(self._hopeless, draft, recordings, profiles),
                     )
                 )
-            if not made.hopeless and not timed_apart(draft):
+            if self._hurried and not made.hopeless and not timed_apart(draft):
                 read = next(r for r in todo if r.prompt_id in made.profiles)
                 read_ms = made.profiles[read.prompt_id].draft_prompt_ms / len(read.prompt_ids)
                 if time_it := self._depth.time(draft, identity, todo, made.batch_ms, read_ms):
