@@ -135,6 +135,8 @@ def conditions_words(r: Recommendation) -> str:
     if answer is None:
         return words
     of_prompt = f" with {share:.0%} of the prompt cached" if share else ""
+    if "drafted_cached_share" in told:
+        of_prompt = f"{of_prompt} without drafting and none with it"
     return f"{words}; composed for {answer}-token answers{of_prompt}"
 
 

@@ -26,6 +26,13 @@ def test_sizes_are_decimal():
     assert (gigabytes(4.7e9), gigabytes(638e6)) == ("4.7 GB", "638 MB")
 
 
+def test_conditions_tell_which_side_has_a_prompt_cache():
+    """MLX's server has none while it drafts."""
+    told = {"max_tokens": 64, "answer_tokens": 300, "cached_share": 0.5, "drafted_cached_share": 0.0}
+    words = conditions_words(recommendation(evidence={"conditions": told}))
+    assert words.endswith("300-token answers with 50% of the prompt cached without drafting and none with it")
+
+
 @pytest.mark.parametrize("damage", [{"temperature": "0.8"}, {"cached_share": [1]}])
 def test_conditions_that_cannot_be_read_are_not_told(damage):
     """Of an import that somebody edited; `recommend` goes on with the rest."""

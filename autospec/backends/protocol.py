@@ -57,6 +57,7 @@ class Capabilities:
         cycle: How drafting and verifying take turns.
         combines: True if one launch can draft with a model and in draft-free modes beside it.
         engines: What the server itself can adapt, with the modes in which it does.
+        drafts_uncached: True if a server that drafts for users keeps no prompt cache, though one without drafting does.
     """
 
     build: Build
@@ -70,6 +71,7 @@ class Capabilities:
     cycle: Cycle = Cycle.LLAMA_CPP
     combines: bool = False
     engines: frozenset[tuple[Mode, Engine]] = frozenset()
+    drafts_uncached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

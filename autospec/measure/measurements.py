@@ -2,7 +2,8 @@
 
 A measured answer is short: some 64 or 128 tokens after a prompt of which nothing is cached. Users ask for longer answers, and
 most of their prompt is cached. So prompt time and generation time are measured apart and recombined for the request that users
-make. Both halves of a pair are recombined for the same request, which compares answers of different length fairly.
+make. Both halves of a pair are recombined for the same request, which compares answers of different length fairly. Where a
+server keeps no prompt cache while it drafts, its half gets the whole prompt.
 
 A token takes longer the more tokens stand before it: every pass of a model reads the keys and values of all
 of them. A measured answer is short, and the answer that users ask for ends further from the prompt's
@@ -211,7 +212,7 @@ class RequestShape:
     """How long a request is.
 
     Attributes:
-        prompt_tokens: Computed prompt tokens, without the cached ones.
+        prompt_tokens: Computed prompt tokens, without the cached ones; where the sides differ, those without drafting.
         answer_tokens: Generated tokens.
         cached_share: Cached part of the whole prompt, 0 … 1; 0 if the traffic reported the computed tokens directly.
         source: ``traffic``, ``suite``, or ``measured`` for the measured lengths.
@@ -219,6 +220,7 @@ class RequestShape:
             mlx_lm, and servers whose tokens are timed by arrival.
         context_tokens: Tokens before the answer, cached ones included; ``None`` for those of the measured prompt.
         depth: What a longer context costs; ``None`` if unknown: then a token takes as long as measured.
+        drafted_prompt_tokens: Computed prompt tokens with drafting; ``None`` if they are as many as without.
     """
 
     prompt_tokens: float
@@ -228,15 +230,23 @@ class RequestShape:
     first_cycle_in_prompt: bool = False
     context_tokens: float | None = None
     depth: DepthCosts | None = None
+    drafted_prompt_tokens: float | None = None
 
-    def prompt_ms(self, measured_ms: float, measured_tokens: float, pass_ms: float) -> float:
+    def computed_tokens(self, *, drafts: bool) -> float:
+        """Return the prompt tokens that a server computes, with drafting or without."""
+        told = self.drafted_prompt_tokens
+        return told if drafts and told is not None else self.prompt_tokens
+
+    def prompt_ms(
+        self, measured_ms: float, measured_tokens: float, pass_ms: float, *, drafts: bool = False
+    ) -> float:
         """Return the milliseconds to process the prompt, by linear interpolation between one pass and the measured prompt.
 
         `pass_ms` is the time of one pass of the main model: one generated token without drafting.
         """
         if measured_tokens <= 1.0 or measured_ms <= pass_ms:
             return measured_ms
-        part = (max(1.0, self.prompt_tokens) - 1.0) / (measured_tokens - 1.0)
+        part = (max(1.0, self.computed_tokens(drafts=drafts)) - 1.0) / (measured_tokens - 1.0)
         return pass_ms + (measured_ms - pass_ms) * part
 
     def request_ms(self, half: Measurement, off: Measurement) -> float:
@@ -244,18 +254,19 @@ class RequestShape:
 
         It is not a number if nothing was generated after the first token.
         """
-        pass_ms = token_ms_of(off)
+        pass_ms, drafts = token_ms_of(off), not half.drafting.is_off
         overhead_ms = max(0.0, half.wall_ms - half.prompt_ms - half.predicted_ms)
         if self.first_cycle_in_prompt:
             # The prompt time beyond off's is the first cycle, and all tokens are generation. The draft model's own prompt time
             # counts as generation too, which can only make the drafting look slower.
-            prompt_ms = self.prompt_ms(max(0.0, off.prompt_ms - pass_ms), off.prompt_tokens, pass_ms)
+            before_ms = max(0.0, off.prompt_ms - pass_ms)
+            prompt_ms = self.prompt_ms(before_ms, off.prompt_tokens, pass_ms, drafts=drafts)
             cycles_ms = half.predicted_ms + max(0.0, half.prompt_ms - off.prompt_ms) + pass_ms
             timed = half.predicted_tokens > 1 and half.predicted_ms > 0.0
             cycles_ms += self._deeper_ms(half, pass_ms)
             token_ms = cycles_ms / half.predicted_tokens if timed else math.nan
             return prompt_ms + token_ms * self.answer_tokens + overhead_ms
-        prompt_ms = self.prompt_ms(half.prompt_ms, half.prompt_tokens, pass_ms)
+        prompt_ms = self.prompt_ms(half.prompt_ms, half.prompt_tokens, pass_ms, drafts=drafts)
         token_ms = token_ms_of(half)
         if half.predicted_tokens > 1:
             token_ms += self._deeper_ms(half, pass_ms) / (half.predicted_tokens - 1)
@@ -297,7 +308,11 @@ class RequestShape:
             "cached_share": round(self.cached_share, 3),
             "source": self.source,
         }
-        return told if self.context_tokens is None else {**told, "context_tokens": self.context_tokens}
+        known = {
+            "context_tokens": self.context_tokens,
+            "drafted_prompt_tokens": self.drafted_prompt_tokens,
+        }
+        return told | {name: tokens for name, tokens in known.items() if tokens is not None}
 
 
 def token_ms_of(half: Measurement) -> float:
@@ -324,6 +339,7 @@ class Shapes:
 
     `max_tokens` maps prompt ids to the length of the answer in use; other prompts stay as measured. `traffic` is the shape of the
     cell's live requests; ``None`` if there are too few. `depth` is what a longer context costs; ``None`` until it is timed.
+    `drafts_uncached` is True if only servers without drafting have a prompt cache (`Capabilities.drafts_uncached`).
     """
 
     cached_share: float = 0.0
@@ -331,6 +347,7 @@ class Shapes:
     traffic: RequestShape | None = None
     first_cycle_in_prompt: bool = False
     depth: DepthCosts | None = None
+    drafts_uncached: bool = False
 
     def of(self, prompt_id: str, *, prompt_tokens: int, answer_tokens: int, ended: bool) -> RequestShape:
         """Return the request that a measured answer stands for.
@@ -340,6 +357,7 @@ class Shapes:
         if self.traffic is not None:
             return replace(self.traffic, first_cycle_in_prompt=self.first_cycle_in_prompt, depth=self.depth)
         longest = self.max_tokens.get(prompt_id, answer_tokens)
+        whole = float(prompt_tokens) if self.drafts_uncached and self.cached_share else None
         return RequestShape(
             prompt_tokens=max(1.0, prompt_tokens * (1.0 - self.cached_share)),
             answer_tokens=float(answer_tokens if ended else max(answer_tokens, longest)),
@@ -347,6 +365,7 @@ class Shapes:
             source="suite" if self.max_tokens else "measured",
             first_cycle_in_prompt=self.first_cycle_in_prompt,
             depth=self.depth,
+            drafted_prompt_tokens=whole,
         )
 
     def of_half(self, off: Measurement) -> RequestShape:
@@ -360,13 +379,14 @@ class Shapes:
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
-        return {
+        told = {
             "cached_share": self.cached_share,
             "max_tokens": dict(self.max_tokens),
             "traffic": None if self.traffic is None else self.traffic.to_json(),
             "first_cycle_in_prompt": self.first_cycle_in_prompt,
             "depth": None if self.depth is None else self.depth.to_json(),
         }
+        return {**told, "drafts_uncached": True} if self.drafts_uncached else told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -382,9 +402,11 @@ class Shapes:
                 float(traffic["answer_tokens"]),
                 source="traffic",
                 context_tokens=traffic.get("context_tokens"),
+                drafted_prompt_tokens=traffic.get("drafted_prompt_tokens"),
             ),
             first_cycle_in_prompt=bool(data.get("first_cycle_in_prompt", False)),
             depth=None if depth is None else DepthCosts.from_json(depth),
+            drafts_uncached=bool(data.get("drafts_uncached", False)),
         )
 
 
@@ -392,17 +414,31 @@ AS_MEASURED = Shapes()
 """Requests with their measured lengths."""
 
 
-def of_traffic(samples: Sequence[Sample]) -> RequestShape | None:
-    """Return the median lengths of live requests; ``None`` if there are too few."""
+def of_traffic(samples: Sequence[Sample], uncached_beside: float | None = None) -> RequestShape | None:
+    """Return the median lengths of live requests; ``None`` if there are too few.
+
+    Args:
+        samples: The requests.
+        uncached_beside: ``None`` if both sides have a prompt cache. Else only servers without drafting have one, and this is the
+            cached part of their prompts as long as too few requests without drafting tell it.
+    """
     told = [s for s in samples if s.predicted_tokens > 1]
     if len(told) < _LEAST_SAMPLES:
         return None
     whole = [s.prompt_tokens + s.cached_tokens for s in told if s.cached_tokens is not None]
-    return RequestShape(
+    shape = RequestShape(
         prompt_tokens=max(1.0, statistics.median(s.prompt_tokens for s in told)),
         answer_tokens=float(statistics.median(s.predicted_tokens for s in told)),
         source="traffic",
         context_tokens=float(statistics.median(whole)) if len(whole) >= _LEAST_SAMPLES else None,
+    )
+    if uncached_beside is None:
+        return shape
+    prompt = statistics.median(s.prompt_tokens + (s.cached_tokens or 0) for s in told)
+    alone = [s.prompt_tokens for s in told if s.drafting.is_off and s.cached_tokens is not None]
+    computed = statistics.median(alone) if len(alone) >= _LEAST_SAMPLES else prompt * (1.0 - uncached_beside)
+    return replace(
+        shape, prompt_tokens=max(1.0, computed), drafted_prompt_tokens=float(max(1.0, prompt, computed))
     )
 
 

@@ -142,9 +142,12 @@ def expected(answer: PredictedAnswer, costs: CostCurve) -> tuple[Floats, Floats]
     deeper_ms = answers * (rise.pass_ms * counts.cycles + rise.token_ms * proposals)
     features = features * (answers * token_ms / costs.plain_ms)
     overhead_ms = max(0.0, recording.wall_ms - recording.prompt_ms - recording.predicted_ms)
-    prompt_ms = shape.prompt_ms(recording.prompt_ms, len(recording.prompt_ids), token_ms)
-    computed = shape.prompt_tokens / len(recording.prompt_ids)
-    off_ms = prompt_ms + (token_ms + off_rise.pass_ms) * (shape.answer_tokens - 1.0) + overhead_ms
+    off_prompt_ms, prompt_ms = (
+        shape.prompt_ms(recording.prompt_ms, len(recording.prompt_ids), token_ms, drafts=drafts)
+        for drafts in (False, True)
+    )
+    computed = shape.computed_tokens(drafts=True) / len(recording.prompt_ids)
+    off_ms = off_prompt_ms + (token_ms + off_rise.pass_ms) * (shape.answer_tokens - 1.0) + overhead_ms
     before_ms = max(0.0, prompt_ms - token_ms) if opening else prompt_ms
     with_ms = before_ms + overhead_ms + answer.draft_prompt_ms * computed + features.sum(axis=1) + deeper_ms
     return np.log(off_ms / with_ms), -features / with_ms[:, None]

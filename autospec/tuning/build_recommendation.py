@@ -118,6 +118,8 @@ def conditions_of(request: TuneRequest, pairs: Sequence[Pair], served_temperatur
         # Of the request that the figures are composed for.
         "answer_tokens": round(statistics.median(s.answer_tokens for s in shapes)) if shapes else None,
         "cached_share": round(shapes[0].cached_share, 3) if shapes else 0.0,
+        # Only where the server keeps no prompt cache while it drafts.
+        **({"drafted_cached_share": 0.0} if shapes and shapes[0].drafted_prompt_tokens else {}),
     }
 
 
@@ -227,11 +229,13 @@ def _request(pairs: Sequence[Pair]) -> dict[str, Any] | None:
     shapes = [p.shape for p in pairs if p.shape is not None]
     if not shapes:
         return None
+    whole = [s.drafted_prompt_tokens for s in shapes if s.drafted_prompt_tokens is not None]
     typical = RequestShape(
         prompt_tokens=statistics.median(s.prompt_tokens for s in shapes),
         answer_tokens=statistics.median(s.answer_tokens for s in shapes),
         cached_share=shapes[0].cached_share,
         source=shapes[0].source,
+        drafted_prompt_tokens=statistics.median(whole) if whole else None,
     )
     return typical.to_json()
 

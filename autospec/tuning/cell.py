@@ -372,11 +372,13 @@ class TuneSession:
         since = time.time() - _TRAFFIC_S
         samples = self.store.samples(since=since, model=cell.model.name, prompt_type=cell.prompt_type)
         prompts = self.request.suite.prompts
+        uncached, cached_share = capabilities.drafts_uncached, CACHED_SHARE[cell.prompt_type]
         return Shapes(
-            cached_share=CACHED_SHARE[cell.prompt_type],
+            cached_share=cached_share,
             max_tokens={p.id: p.max_tokens for p in prompts if p.prompt_type is cell.prompt_type},
-            traffic=of_traffic(samples),
+            traffic=of_traffic(samples, cached_share if uncached else None),
             first_cycle_in_prompt=capabilities.cycle is Cycle.MLX_LM or not capabilities.tells_drafts,
+            drafts_uncached=uncached,
         )
 
 

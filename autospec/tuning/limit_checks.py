@@ -74,7 +74,8 @@ class Subject:
         prompts: The proof's prompts.
         context_tokens: The longest of them with its answer.
         prompt_token_ms: Time for one token of a prompt, for the expected time.
-        shapes: The requests that the proof is for. What is cached is measured here, and not assumed.
+        shapes: The requests that the proof is for. What is cached is measured here, and assumed only where nothing is and the
+            sides differ.
         known: What an earlier tune has checked; it is not checked again.
     """
 
@@ -104,8 +105,9 @@ class Subject:
         longest = max((half.prompt_tokens + half.predicted_tokens for half in halves), default=0)
         per_token = [half.prompt_ms / half.prompt_tokens for half in halves if half.prompt_tokens]
         token_ms = statistics.median(per_token) if per_token else 0.0
-        uncached = replace(shapes, cached_share=0.0)
-        return cls(name, key, drafting, tuple(prompts), longest, token_ms, uncached, known)
+        if not shapes.drafts_uncached:
+            shapes = replace(shapes, cached_share=0.0)
+        return cls(name, key, drafting, tuple(prompts), longest, token_ms, shapes, known)
 
 
 @dataclass(slots=True)
@@ -474,7 +476,8 @@ class _DraftingChecks:
         deep = condition.kind is Kind.CONTEXT
         computed_again = deep and max(off.prompt_tokens, drafted.prompt_tokens) > condition.at / 2
         # Both halves count for the proof's request. What is computed again is a cost, and stays in.
-        as_measured = condition.kind is Kind.CONCURRENT or computed_again or self._per_request
+        whole = condition.kind is Kind.TEMPERATURE  # nothing of the prompt is cached, as in the proof
+        as_measured = condition.kind is Kind.CONCURRENT or computed_again or (self._per_request and not whole)
         return paired(off, drafted, None if as_measured else subject.shapes)
 
     def _conclude(self, condition: Condition, subject: Subject) -> None:

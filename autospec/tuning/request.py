@@ -112,6 +112,9 @@ class TuneRequest:
     def rule_digest(self) -> str:
         """Twelve hex digits of everything besides the measurements that a proven verdict rests on."""
         parts = [METHOD, self.definition.prompts_per_round, asdict(self.definition.rule)]
+        if self.model.format == "mlx":
+            # Earlier proofs took the same part of a prompt for cached with and without drafting.
+            parts.append("prompt cache of each side")
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
     def settings(self) -> LaunchSettings:

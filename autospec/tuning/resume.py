@@ -292,18 +292,21 @@ def note_begin(
 ) -> CellHistory:
     """Note an epoch and the requests of the proof, unless an earlier tune's still count.
 
-    A proof stays for the requests that it began with, even if the traffic (`usual`) has changed since.
+    A proof stays for the requests that it began with, even if the traffic (`usual`) has changed since. What the server's prompt
+    cache does counts as it is now: earlier versions did not note it.
     """
+    noted = history.requests
+    requests = usual if noted is None else replace(noted, drafts_uncached=usual.drafts_uncached)
     begun = replace(
         history,
         epoch_s=now_s if history.epoch_s is None else history.epoch_s,
-        requests=usual if history.requests is None else history.requests,
+        requests=requests,
         renewal_s=now_s if history.restarts else history.renewal_s,
     )
     if history.epoch_s is None:
         study.note(EPOCH, now_s)
-    if history.requests is None:
-        study.note(REQUESTS, usual.to_json())
+    if requests != noted:
+        study.note(REQUESTS, requests.to_json())
     if opened_for:
         study.note(OPENED, list(opened_for))
     if history.restarts:

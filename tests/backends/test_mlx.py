@@ -89,6 +89,7 @@ def test_capabilities(mlx):
     assert abilities.drafting_per_request
     assert abilities.tells_drafts
     assert not abilities.takes_p_min
+    assert abilities.drafts_uncached is not mlx._package.cache_matches_key
 
 
 def test_a_build_is_probed_once(mlx, monkeypatch):

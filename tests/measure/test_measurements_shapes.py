@@ -209,3 +209,44 @@ def test_a_slow_model_needs_fewer_tokens():
     assert enough_tokens(115.0) == 23
     assert enough_tokens(20.0) == 126
     assert enough_tokens(2000.0) == 16
+
+
+def mac_chat() -> tuple[Measurement, Measurement]:
+    """2000 prompt tokens at 300 a second, tokens at 20 a second, and drafting generates 1.3 times as fast."""
+    off = half(drafted=False, prompt_ms=6667.0, token_ms=50.0, tokens=64, prompt_tokens=2000)
+    return off, half(drafted=True, prompt_ms=6667.0, token_ms=50.0 / 1.3, tokens=64, prompt_tokens=2000)
+
+
+@pytest.mark.parametrize("first_cycle", [False, True])
+def test_a_server_without_a_cache_while_it_drafts_computes_the_whole_prompt(first_cycle):
+    """A chat as MLX serves it: a gain where both sides had the cache, a loss where off alone has it."""
+    off, drafted = mac_chat()
+    shapes = Shapes(0.8, {"p": 300}, first_cycle_in_prompt=first_cycle)
+    alike = Pair(off, drafted, shapes.of_half(off))
+    assert math.exp(alike.log_ratio) == pytest.approx(1.27, abs=0.01)
+    apart = paired(off, drafted, replace(shapes, drafts_uncached=True))
+    assert math.exp(apart.log_ratio) == pytest.approx(0.90, abs=0.01)
+    assert apart.shape is not None
+    assert (apart.shape.prompt_tokens, apart.shape.drafted_prompt_tokens) == (pytest.approx(400.0), 2000.0)
+    assert Shapes.from_json(replace(shapes, drafts_uncached=True).to_json()).drafts_uncached
+    assert not Shapes.from_json(shapes.to_json()).drafts_uncached
+
+
+def test_where_nothing_is_cached_both_sides_compute_the_same():
+    """Translations: no part of the prompt is assumed to be cached, on either side."""
+    off, _ = mac_chat()
+    assert Shapes(0.0, drafts_uncached=True).of_half(off) == Shapes(0.0).of_half(off)
+
+
+@pytest.mark.parametrize(("alone", "computed"), [(30, 100.0), (29, 1000.0 * (1.0 - 0.8))])
+def test_the_traffic_of_each_side_tells_its_own_prompts(alone, computed):
+    """With drafting all 1000 tokens; without, what such requests computed, or the stated share if they are too few."""
+    off = replace(sample(100, 500), cached_tokens=900)
+    drafted = replace(sample(1000, 500), cached_tokens=0, drafting=measurement(with_drafting=True).drafting)
+    traffic = of_traffic([off] * alone + [drafted] * 60, 0.8)
+    assert traffic is not None
+    assert traffic.prompt_tokens == pytest.approx(computed)
+    assert (traffic.drafted_prompt_tokens, traffic.context_tokens) == (1000.0, 1000.0)
+    read = Shapes.from_json(Shapes(0.8, {}, traffic, drafts_uncached=True).to_json()).traffic
+    assert read is not None
+    assert read.drafted_prompt_tokens == 1000.0

@@ -216,6 +216,35 @@ def test_one_disturbed_answer_neither_condemns_nor_flatters_a_draft():
         assert found[CELL] == pytest.approx(0.0, abs=0.05)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_costs_are_not_learnt_from_cycles_of_another_text(told):
+    """With drafting the text is another one, as long as the recorded one and twice as fast: its cycles are not known."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.0))
+    chosen, predictor = drafting(8), surveyed(machine)
+    before = predictor.costs(chosen)
+    pairs = measured(machine, chosen)
+    other = [
+        replace(
+            p,
+            drafted=replace(
+                p.drafted,
+                text_digest="another",
+                predicted_ms=p.drafted.predicted_ms / 2,
+                drafted=p.drafted.drafted // 2 if told else None,
+                accepted=p.drafted.accepted // 2 if told else None,
+            ),
+        )
+        for p in pairs
+    ]
+    assert predictor.observe(chosen, other) is None
+    assert predictor.costs(chosen) == before
+    assert predictor.trusts(chosen)
+    # Another text with the same cycles tells the costs as well.
+    alike = [replace(p, drafted=replace(p.drafted, text_digest="another")) for p in pairs]
+    assert predictor.observe(chosen, [*other, *alike] if told else pairs) is not None
+    assert predictor.costs(chosen).observations == len(pairs)
+
+
 def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
     """It generated three times as slowly, which the long answer of the request shows more than the measured one."""
     machine = Machine(main_path="main", costs=Costs(noise=0.0))
@@ -233,6 +262,18 @@ def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
     stalled = [replace(p, off=off) for p, off in zip(pairs, slow, strict=True)]
     calm = predictor.deviations(chosen, {CELL: pairs})[CELL]
     assert predictor.deviations(chosen, {CELL: stalled})[CELL] == pytest.approx(calm, abs=0.005)
+
+
+def test_the_whole_prompt_is_predicted_where_drafting_has_no_cache():
+    """As the pairs of the same requests have it, and slower than with a cache on both sides."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.0, prompt_ms=10.0))
+    chosen, shapes = drafting(8), Shapes(cached_share=0.9, drafts_uncached=True)
+    pairs = [replace(p, shape=shapes.of_half(p.off)) for p in measured(machine, chosen)]
+    composed = math.exp(statistics.fmean(p.log_ratio for p in pairs))
+    predicted = surveyed(machine, shapes=shapes).predict(CELL, [chosen])[chosen].ratio
+    assert predicted == pytest.approx(composed, rel=0.02)
+    alike = replace(shapes, drafts_uncached=False)
+    assert surveyed(machine, shapes=alike).predict(CELL, [chosen])[chosen].ratio > 1.03 * predicted
 
 
 @pytest.mark.parametrize("timed", [True, False])

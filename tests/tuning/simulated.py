@@ -145,6 +145,7 @@ class SimulatedBackend:
     silent_slot: int | None = None  # a slot that never drafts
     tells_silence: bool = False  # whether the slots say so
     caches: bool = True  # whether requests that may use the prompt cache find it
+    drafts_uncached: bool = False  # whether users' servers have no prompt cache while they draft
     together: Callable[[int], float] = lambda _: (
         1.0
     )  # factor of a drafting's speed with so many requests at once
@@ -167,6 +168,7 @@ class SimulatedBackend:
             drafting_per_request=self.per_request,
             combines=self.combines,
             engines=self.engines,
+            drafts_uncached=self.drafts_uncached,
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:

@@ -97,6 +97,21 @@ def test_a_draft_that_loses_when_sampled(tmp_path):
     assert limits.temperature[0].verdict is LimitVerdict.SLOWER
 
 
+def test_at_another_temperature_each_side_has_its_own_prompt_cache(tmp_path):
+    """What is measured is short and uncached; drafting gains there, and not with the whole prompt of each request."""
+    ratios = []
+    for uncached in (False, True):
+        backend = SimulatedBackend(lambda d, _: 1.2 if d.mode is Mode.DRAFT_MODEL else 0.9, per_request=True)
+        backend.modes, backend.drafts_uncached = frozenset({Mode.OFF, Mode.DRAFT_MODEL}), uncached
+        request = request_for(tmp_path / str(uncached), LimitsDefinition(check=True, only_temperature=True))
+        (check,) = found(request, backend).temperature
+        ratios.append(check.ratio)
+    alike, apart = ratios
+    assert alike == pytest.approx(1.2, rel=0.02)
+    # A prompt takes a tenth of the request: half of it is cached without drafting, none of it with.
+    assert apart == pytest.approx((0.9 + 0.05) / (0.9 + 0.1) * 1.2, rel=0.03)
+
+
 @pytest.mark.parametrize("tells", [False, True])
 def test_a_slot_that_does_not_draft_is_a_limit_with_a_reason(tmp_path, tells):
     """A request is put into any slot, so the drafting holds for one at a time; several are not measured."""

@@ -11,10 +11,10 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import LaunchError, UnsupportedError
 from autospec.measure.measurements import Phase
-from autospec.recommendations import Verdict
+from autospec.recommendations import CONDITIONS, Verdict
 from autospec.tuning.launches import Launches
 from tests.catalog.making import make_model
-from tests.tuning.simulated import SimulatedBackend, SimulatedServer
+from tests.tuning.simulated import SHORT_TOKENS, SimulatedBackend, SimulatedServer
 from tests.tuning.test_paired_runner import TASKS, Watch, pairing
 from tests.tuning.test_run import TYPES, pays_for_coding, request_, tune
 
@@ -104,6 +104,18 @@ def test_every_verdict_is_against_true_off(request_, backend):
     off = {launch for launch, drafting, _ in backend.asked if drafting.is_off}
     assert len(off) == 1
     assert off.isdisjoint(launch for launch, drafting, _ in backend.asked if not drafting.is_off)
+
+
+def test_the_evidence_tells_which_side_has_a_prompt_cache(request_, backend):
+    """The proof counts the whole prompt for the drafting, and says so."""
+    backend.drafts_uncached = True
+    enabled = tune(request_, backend)[PromptType.CODING]
+    assert enabled.verdict is Verdict.ENABLE
+    request, requests = enabled.evidence["request"], enabled.evidence["requests"]
+    assert (request["prompt_tokens"], request["drafted_prompt_tokens"]) == (SHORT_TOKENS / 2, SHORT_TOKENS)
+    assert requests["drafts_uncached"] is True
+    conditions = enabled.evidence[CONDITIONS]
+    assert (conditions["cached_share"], conditions["drafted_cached_share"]) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize("change", [{"has_recurrent_state": True}, {"sliding_window": 512}])

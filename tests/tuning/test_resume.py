@@ -178,6 +178,14 @@ class TestHistory:
         first = note_begin(study, CellHistory(), 7.0, Shapes(cached_share=0.5), ())
         assert note_begin(study, first, 8.0, Shapes(cached_share=0.9), ()) == first
 
+    def test_what_the_prompt_cache_does_counts_as_it_is_now(self, study, request_):
+        """A proof that began with an earlier version: it took the drafted server's prompt for cached."""
+        note_begin(study, CellHistory(), 7.0, Shapes(cached_share=0.5), ())
+        noted = CellHistory.read(study, None, request_)
+        begun = note_begin(study, noted, 8.0, Shapes(cached_share=0.9, drafts_uncached=True), ())
+        assert begun.requests == Shapes(cached_share=0.5, drafts_uncached=True)
+        assert CellHistory.read(study, None, request_).requests == begun.requests
+
     def test_only_a_proof_of_the_current_protocol_and_rule_holds(self, study, request_):
         """Another rule or suite, or a stale one: it is measured again."""
         current = {"protocol": request_.protocol, "rule": request_.rule_digest}

@@ -170,6 +170,7 @@ class Mlx:
             takes_p_min=False,
             notes=tuple(notes),
             cycle=Cycle.MLX_LM,
+            drafts_uncached=not package.cache_matches_key,
         )
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
@@ -207,8 +208,9 @@ class Mlx:
         """See `autospec.backends.protocol.Backend`."""
         arguments = self._arguments(model_path, drafting, settings)
         _check_folders(model_path, drafting)
-        # Users' chats need the prompt cache. It is right as long as nothing drafts, which `request_fields` ensures.
-        cache = () if settings.serving and drafting.is_off else _NO_CACHE
+        # Users' chats need the prompt cache. Where it is wrong after a drafted request, `drafting_args` turns it off; without
+        # a draft nothing drafts, which `request_fields` ensures.
+        cache = () if settings.serving else _NO_CACHE
         return start_child(
             lambda process, port: MlxServer(process, drafting, port, settings.ready_timeout_s),
             lambda port: (
