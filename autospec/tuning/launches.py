@@ -13,7 +13,7 @@ from typing import Self
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.placement import Weights, Where, room_bytes
 from autospec.backends.protocol import Backend, Cycle, LaunchSettings, Server, Tokens
-from autospec.backends.registry import InProcess, Scores
+from autospec.backends.registry import DraftsAlone, InProcess, Scores
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, BackendMissingError, LaunchError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, usable
@@ -281,23 +281,26 @@ class Launches:
     def alone(self, model_path: str, more: Sequence[tuple[str, ...]] = ()) -> Iterator[Server]:
         """A launch of one model without drafting, e.g. of a draft model, beside off.
 
-        The main model takes the place of off if two do not fit. `more` are arguments besides the user's; each is left out if the
-        build does not know it.
+        The main model takes the place of off if two do not fit. A draft model gets the user's arguments as far as they are meant for
+        it. `more` are arguments besides; each is left out if the build does not know it.
         """
-        backend = self._backend
-        if model_path == self._model_path and self.resident == 1:
+        backend, settings = self._backend, self._settings
+        if model_path != self._model_path:
+            if isinstance(backend, DraftsAlone):
+                settings = backend.settings_of_draft(settings)
+        elif self.resident == 1:
             self._stop_off()
+        if isinstance(backend, InProcess):
+            more = ()
+        for arguments in more:
+            longer = replace(settings, args=(*settings.args, *arguments))
+            with suppress(UnsupportedError, UsageError):
+                backend.command(model_path, OFF, longer)
+                settings = longer
 
         def launch() -> Server:
-            if isinstance(backend, InProcess):
-                return backend.in_process(model_path, OFF, backend.settings_of_draft(self._settings))
-            settings = self._settings
-            for arguments in more:
-                longer = replace(settings, args=(*settings.args, *arguments))
-                with suppress(UnsupportedError, UsageError):
-                    backend.command(model_path, OFF, longer)
-                    settings = longer
-            return backend.launch(model_path, OFF, settings)
+            run = backend.in_process if isinstance(backend, InProcess) else backend.launch
+            return run(model_path, OFF, settings)
 
         with self._beside(launch) as server:
             yield server
