@@ -270,7 +270,10 @@ class Launches:
                         self._stop_off()
                     loaded.append(
                         stack.enter_context(
-                            self._beside(lambda: backend.in_process(self._model_path, OFF, self._settings))
+                            self._beside(
+                                lambda: backend.in_process(self._model_path, OFF, self._settings),
+                                self._settings.args,
+                            )
                         )
                     )
                 return loaded[0].tokens
@@ -302,7 +305,7 @@ class Launches:
             run = backend.in_process if isinstance(backend, InProcess) else backend.launch
             return run(model_path, OFF, settings)
 
-        with self._beside(launch) as server:
+        with self._beside(launch, settings.args) as server:
             yield server
 
     @contextmanager
@@ -326,20 +329,23 @@ class Launches:
                 self._scorer = None
 
     @contextmanager
-    def _beside(self, launch: Callable[[], Server]) -> Iterator[Server]:
-        """A process that is neither off nor drafted, while the context lasts."""
+    def _beside(self, launch: Callable[[], Server], args: Sequence[str]) -> Iterator[Server]:
+        """A process that is neither off nor drafted, while the context lasts; it is launched with the user's `args`."""
         self._stop_drafted()
         begun = self._clock()
         try:
             server = self._where_it_fits(launch)
-            if self._off is not None and (placed := placement_of(server)) is not None and placed.layers_left:
-                # Off has displaced a part of this model from the GPU: its times would be too slow.
+            beside_off = placement_of(server) if self._off is not None else None
+            if beside_off is not None and beside_off.lacks_layers(args):
                 server.stop()
-                self.by_turns(
-                    "A model that is timed alone does not fit on the GPU beside the server without drafting."
-                )
                 self._stop_off()
                 server = launch()
+                # Its times beside off would be too slow, if it is off that has displaced a part of it from the GPU.
+                placed = placement_of(server)
+                if placed is None or not placed.same_as(beside_off):
+                    self.by_turns(
+                        "A model that is timed alone does not fit on the GPU beside the server without drafting."
+                    )
         finally:
             self.seconds += self._clock() - begun
         self._alone = server
