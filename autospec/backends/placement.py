@@ -184,7 +184,9 @@ class Placement:
     def lacks_layers(self, args: Sequence[str]) -> bool:
         """True if fewer layers are on GPUs than the launch's arguments ask for."""
         total = self.layers_total or 0
-        given = [values[0] for flag, values in options_in(args) if values and normalise(flag) in _LAYERS_ASKED]
+        given = [
+            values[0] for flag, values in options_in(args) if values and normalise(flag) in _LAYERS_ASKED
+        ]
         asked = min(int(given[-1]), total) if given and given[-1].isdigit() else total
         in_memory = weights_of(args, total).where is Where.MEMORY
         return not in_memory and (self.layers or 0) < asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,11 +237,23 @@ class PairedRunner:
         """Learn the time of requests from earlier tunes' measurements, if this tune has measured none with this drafting."""
         if self.pace.knows(cell_key, drafting):
             return
-        for pair in self.known(cell_key, drafting, Phase.SEARCH) + self.known(
-            cell_key, drafting, Phase.PROVE
-        ):
-            for half in (pair.off, pair.drafted):
-                self.pace.note(cell_key, half.drafting, half.wall_ms / 1000.0)
+        for half in self._stored_halves(cell_key, drafting):
+            self.pace.note(cell_key, half.drafting, half.wall_ms / 1000.0)
+
+    def took_s(self, cell_key: str, drafting: Drafting) -> float:
+        """Mean seconds that a pair took to ask; 0 before the first. An answer that `paired` continues on paper took less than that says."""
+        sides: dict[bool, list[float]] = {}
+        for half in self._stored_halves(cell_key, drafting):
+            sides.setdefault(half.drafting.is_off, []).append(half.wall_ms / 1000.0)
+        return sum(map(statistics.fmean, sides.values()))
+
+    def _stored_halves(self, cell_key: str, drafting: Drafting) -> list[Measurement]:
+        """All halves of the search and of the proof, as they were asked."""
+        return [
+            half
+            for phase in (Phase.SEARCH, Phase.PROVE)
+            for half in self._stored.rows(cell_key, drafting, phase)
+        ]
 
     def _next_order(self, drafting: Drafting) -> tuple[Drafting, Drafting]:
         self._turn += 1

@@ -12,6 +12,7 @@ cell for a while.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -410,9 +411,8 @@ class Search:
                 done = sum(map(len, pairs.values()))
                 self._step("search", drafting, number, done, measured_before + len(tasks))
             if self._prompts is None:
-                first = [m.pair for own in pairs.values() for m in own.values()]
-                took_ms = sum(p.off.wall_ms + p.drafted.wall_ms for p in first)
-                self._prompts = self._affordable_prompts(took_ms / 1000.0 / len(first)) if first else 1
+                took_s = [self._context.pairing.took_s(key, drafting) for key, own in pairs.items() if own]
+                self._prompts = self._affordable_prompts(statistics.fmean(took_s)) if took_s else 1
                 for cell in self._cells:
                     cell.study.note("prompts", self._prompts)
             go_on = True
