@@ -25,7 +25,7 @@ from autospec.tuning.forecast import MOST_TOGETHER, Forecast, LaunchedForecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
-from autospec.tuning.study import Ask, fails_with_any_setting
+from autospec.tuning.study import PROMPTS, Ask, fails_with_any_setting
 from autospec.tuning.tasks import Task
 from autospec.tuning.winners import proof_comes_first, trial_attributes, trial_values
 
@@ -252,7 +252,7 @@ class Search:
                 if self._forecast is not None:
                     self._forecast.observe(drafting, known)
         # Trials can be compared only on the same prompts, even if this run has more time.
-        noted = [int(n) for c in self._cells if (n := c.study.noted("prompts")) is not None]
+        noted = [int(n) for c in self._cells if (n := c.study.noted(PROMPTS)) is not None]
         self._prompts = min(noted, default=None)
         return len(trials)
 
@@ -414,7 +414,7 @@ class Search:
                 took_s = [self._context.pairing.took_s(key, drafting) for key, own in pairs.items() if own]
                 self._prompts = self._affordable_prompts(statistics.fmean(took_s)) if took_s else 1
                 for cell in self._cells:
-                    cell.study.note("prompts", self._prompts)
+                    cell.study.note(PROMPTS, self._prompts)
             go_on = True
             for cell in staying:
                 reason = gives_up(cell, [m.pair for m in pairs[cell.cell.key].values()])
