@@ -191,9 +191,12 @@ class Launches:
         """Stop both launches and run only one at a time from now on; `why` is a sentence for the user."""
         if self.resident == 1:
             return
-        self._tell(f"{why} The servers with and without drafting run by turns from now on.")
+        self._take_turns(why)
         self._stop_drafted()
         self._stop_off()
+
+    def _take_turns(self, why: str) -> None:
+        self._tell(f"{why} The servers with and without drafting run by turns from now on.")
         self.resident = 1
 
     def _displaced(self) -> bool:
@@ -234,11 +237,11 @@ class Launches:
         self._leaving, self._off = self._off, None
         try:
             self._off = self._launch(OFF)
-        except LaunchError:
+        except LaunchError as error:
             # Two launches may not fit in spite of the estimate, or the old one holds a port or a lock.
             self._stop_leaving()
             self._off = self._launch(OFF)
-            self.resident = 1
+            self._take_turns(_one_at_a_time(error))
             return
         if why := self._neighbours.displaced(self._leaving, self._off):
             self._stop_leaving()
@@ -376,9 +379,11 @@ class Launches:
         except LaunchError as error:
             if error.permanent or self._off is None:
                 raise
+            why = _one_at_a_time(error)
         self._stop_off()
         server = launch()
-        self.resident = 1
+        if self.resident == 2:
+            self._take_turns(why)
         return server
 
     def _launch(self, drafting: Drafting) -> Server:
@@ -406,3 +411,7 @@ class Launches:
         if self._leaving is not None:
             self._leaving.stop()
             self._leaving = None
+
+
+def _one_at_a_time(error: LaunchError) -> str:
+    return f"A second server did not start beside the first one: {error.message}"

@@ -184,6 +184,32 @@ def test_a_new_off_that_does_not_fit_beside_the_old_one_is_launched_alone():
         assert backend.running == {launches.drafted(DRAFTING).launch_id}
 
 
+@pytest.mark.parametrize("second", ["drafted", "renewed", "alone"])
+def test_why_launches_take_turns_is_told_once(second):
+    """Two do not fit after all: a user wonders why a tune takes so long."""
+    backend, told = plain(), []
+
+    def refuse(_drafting):
+        if backend.running:
+            raise LaunchError("Out of memory.")
+
+    with Launches(backend, "/main.gguf", LaunchSettings(), resident=2, tell=told.append) as launches:
+        launches.off()
+        backend.before_launch = refuse
+        if second == "renewed":
+            launches.renew()
+        elif second == "alone":
+            with launches.alone("/draft.gguf"):
+                pass
+        launches.drafted(DRAFTING)
+        launches.off()
+        assert launches.resident == backend.most_running == 1
+    assert told == [
+        "A second server did not start beside the first one: Out of memory. "
+        "The servers with and without drafting run by turns from now on."
+    ]
+
+
 def test_an_off_that_does_not_start_at_all_is_an_error_and_leaves_nothing():
     """It was tried beside the old one, and alone."""
     backend = plain()
