@@ -204,10 +204,8 @@ def test_why_launches_take_turns_is_told_once(second):
         launches.drafted(DRAFTING)
         launches.off()
         assert launches.resident == backend.most_running == 1
-    assert told == [
-        "A second server did not start beside the first one: Out of memory. "
-        "The servers with and without drafting run by turns from now on."
-    ]
+    why = "A second server did not start beside the first one: Out of memory."
+    assert told == [f"{why} The servers with and without drafting run by turns from now on."]
 
 
 def test_an_off_that_does_not_start_at_all_is_an_error_and_leaves_nothing():
