@@ -110,7 +110,7 @@ class PairedRunner:
         # Cell and drafting → round that the proof has measured on the current launches; ``None`` before the proof.
         self._rounds: dict[tuple[str, Drafting], int] | None = None
         self._renewal_s = 0.0
-        self._off_length = OffLength(asking)
+        self.off_length = OffLength(asking)  # public: others plan with it
         # Cell and side → why it could not answer a prompt, by prompt id.
         self._failing: defaultdict[tuple[str, Drafting], dict[str, str]] = defaultdict(dict)
 
@@ -219,7 +219,7 @@ class PairedRunner:
         halves = {
             (task, off): half
             for (task, off), half in stored.items()
-            if not self._off_length.is_lost(task.prompt, half)
+            if not self.off_length.is_lost(task.prompt, half)
         }
         open_tasks = list(tasks)
         too_far = 0
@@ -435,7 +435,7 @@ class PairedRunner:
 
     def _half(self, task: Task, side: Drafting, block: _Block, position: int) -> Measurement:
         deaths = 0
-        most_tokens = self._off_length.of(task.prompt, paired=position > 0) if side.is_off else None
+        most_tokens = self.off_length.of(task.prompt, paired=position > 0) if side.is_off else None
         while True:
             server = self._server(side)
             begun = self._clock()
@@ -461,7 +461,7 @@ class PairedRunner:
                     raise _off_failed(task, error) from error
                 raise
             if side.is_off:
-                self._off_length.note(measurement)
+                self.off_length.note(measurement)
             self._store.add_measurement(measurement)
             self.pace.note(task.cell_key, side, self._clock() - begun, task.prompt.size_bytes)
             self.calm.after(MachineState.from_json(measurement.machine))

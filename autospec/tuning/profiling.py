@@ -25,7 +25,6 @@ from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, ModelFileError, NoAnswerError, RequestError, ServerDiedError
 from autospec.formats import counted
-from autospec.measure.measurements import enough_tokens
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
@@ -137,7 +136,9 @@ class Profiler:
         """Gather everything; ``None`` if this backend or build does not allow it, which is reported to the user."""
         self._context.launches.off()
         self._asking.watch.start()
-        if self._asking.watch.finish().on_battery:
+        state = self._asking.watch.finish()
+        self._context.pairing.off_length.learn(state)
+        if state.on_battery:
             self._protocol = f"{self._asking.protocol}{_ON_BATTERY}"
         try:
             with self._context.launches.main_in_tokens() as main:
@@ -235,12 +236,12 @@ class Profiler:
         times_ms = [r.token_ms for own in found.values() for r in own.values() if len(r.answer_ids) > 1]
         if not times_ms or min(times_ms) <= 0.0:
             return
-        most = enough_tokens(min(times_ms))
         for cell in self._cells:
             for prompt in self._prompts(cell):
                 r = found[cell.cell.key].get(prompt.id)
                 if r is not None and len(r.answer_ids) > 1:
-                    cut_ms = 0.0 if prompt.tools else r.token_ms * max(0, len(r.answer_ids) - most)
+                    most = self._context.pairing.off_length.most(prompt, min(times_ms))
+                    cut_ms = 0.0 if most is None else r.token_ms * max(0, len(r.answer_ids) - most)
                     seconds = (r.wall_ms - cut_ms) / 1000.0
                     self._context.pairing.pace.note(cell.cell.key, OFF, seconds, prompt.size_bytes)
 
