@@ -61,6 +61,9 @@ class _Block:
     round: int
     budget: Budget | None
     whole_cells: bool
+    on_half: Callable[
+        [int], None
+    ]  # gets the number of halves of the stretch so far, where launches take turns
 
 
 # Task, and whether it is the half without drafting.
@@ -178,6 +181,7 @@ class PairedRunner:
         go_on: bool = False,
         budget: Budget | None = None,
         whole_cells: bool = True,
+        on_done: Callable[[int], None] = lambda _: None,
     ) -> Generator[Measured, None, None]:
         """Measure each task, or find it in the store; yields as pairs complete, and without a pair what cannot be measured.
 
@@ -194,18 +198,38 @@ class PairedRunner:
             go_on: True to use a running launch of this drafting; for prompts that it has not seen.
             budget: Work that does not fit into it does not start; a cell that has started may use its grace.
             whole_cells: False to start a cell even if only a part of it fits.
+            on_done: Gets the number of pairs done, whenever it grows; two halves count as one where launches take turns.
 
         Raises:
             BackendError: A launch failed, or the server with drafting died twice.
             AutospecError: The server without drafting did, or answers nothing.
         """
-        found = self._stored.found(tasks, drafting, phase, round_)
+        yielded = shown = 0
+
+        def show(done: int) -> None:
+            nonlocal shown
+            if done > shown:
+                shown = done
+                on_done(done)
+
+        block = _Block(
+            drafting, phase, round_, budget, whole_cells, lambda halves: show(yielded + halves // 2)
+        )
+        for measured in self._block(tasks, block, repeats, go_on=go_on):
+            yielded += 1
+            show(yielded)
+            yield measured
+
+    def _block(
+        self, tasks: Sequence[Task], block: _Block, repeats: int, *, go_on: bool
+    ) -> Iterator[Measured]:
+        drafting = block.drafting
+        found = self._stored.found(tasks, drafting, block.phase, block.round)
         yield from (Measured(task, found[task], "") for task in tasks if task in found)
         unknown = [task for task in tasks if task not in found]
         failing = {task: why for task in unknown if (why := self.failure(task, drafting))}
         yield from (Measured(task, None, why) for task, why in failing.items())
         open_tasks = [task for task in unknown if task not in failing]
-        block = _Block(drafting, phase, round_, budget, whole_cells)
         if open_tasks:
             if not go_on:
                 self._launches.expire()
@@ -329,7 +353,7 @@ class PairedRunner:
                 return
             sides = self._next_order(block.drafting)
             done = self._one_side(chosen, sides[0], block, halves, STRETCH_S)
-            done = self._one_side(done, sides[1], block, halves, MOST_S)
+            done = self._one_side(done, sides[1], block, halves, MOST_S, others=len(done))
             for task in done:
                 yield self._measured(task, halves)
             left = [task for task in left if task not in set(done)]
@@ -359,9 +383,16 @@ class PairedRunner:
         )
 
     def _one_side(
-        self, tasks: Sequence[Task], side: Drafting, block: _Block, halves: _Halves, limit_s: float
+        self,
+        tasks: Sequence[Task],
+        side: Drafting,
+        block: _Block,
+        halves: _Halves,
+        limit_s: float,
+        *,
+        others: int = 0,
     ) -> list[Task]:
-        """Ask one side of a stretch within its time limit; returns the tasks that have this half."""
+        """Ask one side of a stretch within its time limit; returns the tasks that have this half. `others` are the other side's."""
         done: list[Task] = []
         begun: float | None = None
         for task in tasks:
@@ -380,6 +411,7 @@ class PairedRunner:
                 if not self._fill(halves, task, side, block):
                     continue
             done.append(task)
+            block.on_half(others + len(done))
         return done
 
     def _fill(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> bool:

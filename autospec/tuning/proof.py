@@ -291,10 +291,10 @@ class Proof:
                 repeats=_REPEATS,
                 budget=self._context.budget,
                 whole_cells=whole_cells,
+                on_done=lambda done: self._step(drafting, round_, done, len(tasks)),
             )
-            for done, measured in enumerate(block, start=1):
+            for measured in block:
                 moved = moved or measured.task in todo
-                self._step(drafting, round_, done, len(tasks))
                 open_tasks[measured.task.cell_key] -= 1
                 if open_tasks[measured.task.cell_key] == 0:
                     cell = by_key[measured.task.cell_key]

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendError, RequestError, UnsupportedError
@@ -321,12 +322,16 @@ class Search:
         tasks = [task for cell in cells for task in self._unasked(cell, drafting)]
         found: dict[str, list[Pair]] = {c.cell.key: list(self._pairs[c.cell.key][drafting]) for c in cells}
         try:
-            for done, measured in enumerate(
-                self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0), start=1
-            ):
+            block = self._context.pairing.block(
+                tasks,
+                drafting,
+                Phase.SEARCH,
+                0,
+                on_done=lambda done: self._step("search", drafting, len(self._known), done, len(tasks)),
+            )
+            for measured in block:
                 if measured.pair is not None and not measured.disturbed:
                     found[measured.task.cell_key].append(measured.pair)
-                self._step("search", drafting, len(self._known), done, len(tasks))
         except BackendError as error:
             self._progress.tell(f"{drafting.label}: cannot be used. {error.message}")
             return False
@@ -407,14 +412,14 @@ class Search:
             tasks = self._next_tasks(staying, pairs)
             if not tasks:
                 break
-            measured_before = sum(map(len, pairs.values()))
-            for measured in self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on):
+            before = sum(map(len, pairs.values()))
+            show = partial(self._search_step, drafting, number, before, before + len(tasks))
+            block = self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on, on_done=show)
+            for measured in block:
                 key = measured.task.cell_key
                 pairs[key][measured.task.prompt_id] = measured
                 if so_far := _pairs_of(pairs[key]):
                     asks[key].report(math.exp(mean_log_ratio(so_far)), len(so_far))
-                done = sum(map(len, pairs.values()))
-                self._step("search", drafting, number, done, measured_before + len(tasks))
             go_on = True
             timed = [key for key, own in pairs.items() if _pairs_of(own)]
             if self._prompts is None and timed:
@@ -504,6 +509,9 @@ class Search:
             self._dead_arms.add(arm.label)
             if self._forecast is not None:
                 self._forecast.drop(arm.label)
+
+    def _search_step(self, drafting: Drafting, number: int, before: int, todo: int, done: int) -> None:
+        self._step("search", drafting, number, before + done, todo)
 
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
         left_s = self._context.budget.until_end_s
