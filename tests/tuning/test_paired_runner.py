@@ -73,7 +73,7 @@ def with_states(off: MachineState, drafted: MachineState) -> Pair:
         (CALM, replace(CALM, other_load=1.0), "load of other processes changed"),
         (CALM, replace(CALM, steal=0.9), "load of other processes changed"),
         (CALM, replace(CALM, on_battery=True), "on battery"),
-        (CALM, replace(CALM, thermal="throttled"), "heat"),
+        (CALM, replace(CALM, thermal="throttled"), "Heat"),
         (replace(CALM, changed="the machine went on battery"), CALM, "on battery"),
         (CALM, replace(CALM, swap_in_bytes=1 << 30), "swap"),
     ],
