@@ -43,6 +43,7 @@ __all__ = [
     "LaunchError",
     "ModelChoiceError",
     "ModelFileError",
+    "NoAnswerError",
     "NothingKnownError",
     "OverloadedError",
     "RequestError",
@@ -180,6 +181,10 @@ class SpeculationInactiveError(BackendError):
 
 class RequestError(BackendError):
     """A request to a running server failed."""
+
+
+class NoAnswerError(RequestError):
+    """A running server did not answer a request in time: another request may take as long."""
 
 
 class ServerDiedError(RequestError):

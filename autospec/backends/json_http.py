@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from autospec.backends.process import Ended
-from autospec.errors import RequestError, ServerDiedError
+from autospec.errors import NoAnswerError, RequestError, ServerDiedError
 
 __all__ = ["STATUS_TIMEOUT_S", "JsonClient", "count_in", "milliseconds_in"]
 
@@ -70,7 +70,8 @@ class JsonClient:
 
         Raises:
             ServerDiedError: The process ended.
-            RequestError: Refused, timed out, cut off, or an answer that is not JSON.
+            NoAnswerError: Timed out.
+            RequestError: Refused, cut off, or an answer that is not JSON.
         """
         begun_ns = time.perf_counter_ns()
         with self._streamed(path, body, timeout_s) as (answer, parts):
@@ -120,7 +121,7 @@ class JsonClient:
         try:
             yield
         except httpx.TimeoutException as error:
-            raise RequestError(
+            raise NoAnswerError(
                 f"{self._name} {late}.", "Ask for fewer tokens, or allow more time."
             ) from error
         except httpx.HTTPError as error:

@@ -28,6 +28,7 @@ _HEADING = re.compile(r"^Available devices:", re.MULTILINE)
 _MOVES_TENSORS = frozenset(
     {"-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe", "-nkvo", "--no-kv-offload"}
 )
+_LAYERS_ASKED = frozenset({"-ngl", "--gpu-layers", "--n-gpu-layers"})
 # --fit keeps this much free on every device. It must stay free beside both servers, or --fit moves layers.
 _FIT_MARGIN_BYTES = 1024 * _MIB
 
@@ -95,7 +96,7 @@ def weights_of(args: Sequence[str], layers: int) -> Weights:
     shares = remote = False
     for flag, values in options_in(args):
         name, value = normalise(flag), "".join(values[:1])
-        if name in ("-ngl", "--gpu-layers", "--n-gpu-layers"):
+        if name in _LAYERS_ASKED:
             where = _by_layers(value, layers)
         elif name in ("-dev", "--device"):
             only = tuple(value.split(","))
@@ -179,6 +180,16 @@ class Placement:
     def total_mib(self) -> float:
         """All weights, in MiB."""
         return sum(size for _, size in self.buffers)
+
+    def lacks_layers(self, args: Sequence[str]) -> bool:
+        """True if fewer layers are on GPUs than the launch's arguments ask for."""
+        total = self.layers_total or 0
+        given = [
+            values[0] for flag, values in options_in(args) if values and normalise(flag) in _LAYERS_ASKED
+        ]
+        asked = min(int(given[-1]), total) if given and given[-1].isdigit() else total
+        in_memory = weights_of(args, total).where is Where.MEMORY
+        return not in_memory and (self.layers or 0) < asked
 
     def same_as(self, other: Placement) -> bool:
         """True if both have the same weights on GPUs, spread over them in the same way."""

@@ -24,6 +24,7 @@ from autospec.hardware.gpu import Device
 from autospec.settings import Settings
 
 __all__ = [
+    "DraftsAlone",
     "EncodesText",
     "Idles",
     "InProcess",
@@ -112,6 +113,11 @@ class InProcess(Protocol):
         Raises:
             UnsupportedError, LaunchError, SpeculationInactiveError: As `Backend.launch`.
         """
+
+
+@runtime_checkable
+class DraftsAlone(Protocol):
+    """A backend that can launch a draft model alone, with as much of the main model's settings as it gets beside it."""
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
         """Those of a launch's settings that also apply to its draft model."""

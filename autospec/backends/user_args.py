@@ -1,4 +1,4 @@
-"""Check the user's own server arguments: which ones autospec sets itself, and which the build does not know. Pure."""
+"""The user's own server arguments: which ones autospec sets itself, which the build does not know, which a draft gets too. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from autospec.backends.flags import HelpText, Option, normalise
 from autospec.cells import options_in
 from autospec.errors import UnsupportedError, UsageError
 
-__all__ = ["check", "check_count", "options_of", "refuse_owned"]
+__all__ = ["args_of_draft", "check", "check_count", "options_of", "refuse_owned"]
 
 _MODEL = "the model is chosen with --model"
 _DRAFTING = "autospec varies the drafting; limit it with --draft or a study"
@@ -40,6 +40,57 @@ _PLACES_DRAFT = re.compile(
     re.VERBOSE,
 )
 _SLEEPS = "--sleep-idle-seconds"
+# What llama-server passes on to its draft (`common_base_params_to_speculative`): how it computes, not what it loads besides.
+# A list of what is kept, as an option that is missed here costs little, and one file of the main model's stops the draft's launch.
+_PASSED_ON = """-c --ctx-size -b --batch-size -ub --ubatch-size -fa --flash-attn --swa-full
+    -t --threads -C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll
+    -tb --threads-batch -Cb --cpu-mask-batch -Crb --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch
+    -sm --split-mode -mg --main-gpu -ts --tensor-split -fit --fit -fitt --fit-target -fitc --fit-ctx --rpc
+    -kvo --kv-offload -nkvo --no-kv-offload --repack -nr --no-repack --no-host --op-offload --no-op-offload
+    -lm --load-mode --mmap --no-mmap --mlock -dio --direct-io --no-direct-io --numa --warmup --no-warmup
+    --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --override-kv
+    --yarn-orig-ctx --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast"""
+_OF_BOTH = frozenset(_PASSED_ON.split())
+# A draft's own options, and what they are called where it is the only model. The main model's layers, devices, cache types and
+# placed tensors are never its draft's; its context and threads are, unless the draft has its own.
+_OF_DRAFT = {
+    spelling: flag
+    for flag, spellings in {
+        "-c": "-cd --ctx-size-draft --spec-draft-ctx-size",
+        "-ngl": "-ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl",
+        "-dev": "-devd --device-draft --spec-draft-device",
+        "-ctk": "-ctkd --cache-type-k-draft --spec-draft-type-k",
+        "-ctv": "-ctvd --cache-type-v-draft --spec-draft-type-v",
+        "-ot": "-otd --override-tensor-draft --spec-draft-override-tensor",
+        "-cmoe": "-cmoed --cpu-moe-draft --spec-draft-cpu-moe",
+        "-ncmoe": "-ncmoed --n-cpu-moe-draft --spec-draft-n-cpu-moe --spec-draft-ncmoe",
+        "-t": "-td --threads-draft --spec-draft-threads",
+        "-tb": "-tbd --threads-batch-draft --spec-draft-threads-batch",
+        "-C": "-Cd --cpu-mask-draft --spec-draft-cpu-mask",
+        "-Cr": "-Crd --cpu-range-draft --spec-draft-cpu-range",
+        "-Cb": "-Cbd --cpu-mask-batch-draft --spec-draft-cpu-mask-batch",
+        "--cpu-strict": "--cpu-strict-draft --spec-draft-cpu-strict",
+        "--cpu-strict-batch": "--cpu-strict-batch-draft --spec-draft-cpu-strict-batch",
+        "--prio": "--prio-draft --spec-draft-prio",
+        "--prio-batch": "--prio-batch-draft --spec-draft-prio-batch",
+        "--poll": "--poll-draft --spec-draft-poll",
+        "--poll-batch": "--poll-batch-draft --spec-draft-poll-batch",
+    }.items()
+    for spelling in spellings.split()
+}
+
+
+def args_of_draft(args: Sequence[str]) -> tuple[str, ...]:
+    """The user's arguments for a launch of a draft alone, so that it runs as llama-server runs it beside the main model.
+
+    A projector, an adapter, a template or a sampler is the main model's; the draft's own options (``-ngld``) take their place.
+    """
+    options = [(normalise(flag), values) for flag, values in options_in(args)]
+    shared = [(name, *values) for name, values in options if name in _OF_BOTH]
+    own = [(_OF_DRAFT[name], *values) for name, values in options if name in _OF_DRAFT]
+    if any(flag == "-t" for flag, *_ in own):  # then its batches do not take the main model's threads either
+        shared = [option for option in shared if option[0] not in ("-tb", "--threads-batch")]
+    return tuple(word for option in (*shared, *own) for word in option)  # the last of repeated options counts
 
 
 def refuse_owned(name: str, option: Option | None = None) -> None:

@@ -15,6 +15,8 @@ from autospec.hardware.gpu_reading import GpuUse
 from autospec.hardware.readings import Power, Reading, descendants, read, read_power
 
 __all__ = [
+    "COOLED",
+    "HEATED",
     "Limits",
     "MachineState",
     "StateWatch",
@@ -118,6 +120,8 @@ class Limits:
 
 
 _DEFAULT_LIMITS = Limits()
+# What `MachineState.changed` says of heat.
+HEATED, COOLED = "heat slowed the processor", "the processor recovered from heat"
 # Significance level for a difference in throttling between two windows.
 _HEAT_CHANCE = 0.01
 # Clocks are slewed by less than this; a sleep takes longer.
@@ -256,13 +260,9 @@ def _change(before: Power | MachineState, after: MachineState) -> str:
         if not heat_changed(before, after):
             return ""
         rose = after.throttles / after.window_s > before.throttles / before.window_s  # type: ignore[operator]
-        return "heat slowed the processor" if rose else "the processor recovered from heat"
+        return HEATED if rose else COOLED
     if "unknown" not in (before.thermal, after.thermal) and before.thermal != after.thermal:
-        return (
-            "heat slowed the processor"
-            if after.thermal == "throttled"
-            else "the processor recovered from heat"
-        )
+        return HEATED if after.thermal == "throttled" else COOLED
     return ""
 
 

@@ -120,8 +120,16 @@ class OffLength:
         """Learn the time of a token from a half without drafting."""
         token_ms = token_ms_of(off)
         self._fastest_ms = token_ms if math.isnan(self._fastest_ms) else min(self._fastest_ms, token_ms)
-        state = MachineState.from_json(off.machine)
-        self._tells_energy = self._tells_energy or bool(state.cpu_energy_j or state.gpu_energy_j)
+        self.learn(MachineState.from_json(off.machine))
+
+    def learn(self, state: MachineState) -> None:
+        """Learn whether the machine tells its energy."""
+        told = state.cpu_energy_j is not None or state.gpu_energy_j is not None
+        self._tells_energy = self._tells_energy or told
+
+    def most(self, prompt: Prompt, token_ms: float) -> int | None:
+        """Most tokens of an answer in most pairs, if a token takes `token_ms`; ``None`` for a whole one."""
+        return None if self._tells_energy or prompt.tools else enough_tokens(token_ms)
 
     def of(self, prompt: Prompt, *, paired: bool) -> int | None:
         """Most tokens of the next answer; ``None`` for a whole one.
@@ -129,9 +137,7 @@ class OffLength:
         `paired` says that the half with drafting was measured before. If its text is not known, whole texts are compared.
         """
         compares = not paired or self._asking.answer(prompt.id, off=False) is not None
-        if math.isnan(self._fastest_ms) or self._tells_energy or prompt.tools or not compares:
-            return None
-        return enough_tokens(self._fastest_ms)
+        return self.most(prompt, self._fastest_ms) if compares and not math.isnan(self._fastest_ms) else None
 
     def is_lost(self, prompt: Prompt, half: Measurement) -> bool:
         """Whether a stored half was cut, and its text is not known: that of the other half cannot be compared with it."""

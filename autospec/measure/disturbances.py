@@ -12,7 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from autospec.hardware.state import Limits, MachineState, disturbed, heat_changed, tolerated_cores
+from autospec.hardware.state import (
+    COOLED,
+    HEATED,
+    Limits,
+    MachineState,
+    disturbed,
+    heat_changed,
+    tolerated_cores,
+)
 from autospec.measure.measurements import Measurement, Pair, pair_up
 
 __all__ = [
@@ -63,7 +71,10 @@ def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance
     for heat in _heat(off, drafted):
         if heat.cause not in lasting:
             return heat
-    reason = disturbed(_without_rates(first)) or disturbed(_without_rates(second), _without_rates(first))
+    first_level, second_level = (
+        _without_rates(state, heat=_warmer(off, drafted) != 0) for state in (first, second)
+    )
+    reason = disturbed(first_level) or disturbed(second_level, first_level)
     if reason:
         return Disturbance(Cause.CHANGE, reason)
     swapping = _swapping(off, drafted)
@@ -144,8 +155,8 @@ def load_limit(state: MachineState) -> float:
     return tolerated_cores(state.cores, on_metal=state.on_metal, limits=LIMITS)
 
 
-def _without_rates(state: MachineState) -> MachineState:
-    """The state reduced to power and heat levels; the caller compares the rates between halves."""
+def _without_rates(state: MachineState, *, heat: bool) -> MachineState:
+    """The state reduced to power and heat levels; the caller compares the rates between halves, and the levels if `heat`."""
     counted = state.throttles is not None
     return replace(
         state,
@@ -153,13 +164,26 @@ def _without_rates(state: MachineState) -> MachineState:
         steal=0.0,
         swap_in_bytes=0,
         gpu_other_load=None,
-        thermal="unknown" if counted else state.thermal,
+        thermal="unknown" if counted or heat else state.thermal,
         throttles=None,
+        changed="" if heat and state.changed in (HEATED, COOLED) else state.changed,
     )
 
 
+def _warmer(off: MachineState, drafted: MachineState) -> int:
+    """Above 0 if the half without drafting was the hotter one, where a system tells a level of heat and no count; else below 0."""
+    if (off.throttles, drafted.throttles) != (None, None) or "unknown" in (off.thermal, drafted.thermal):
+        return 0
+    # By the level at the half's end; where that is the same, by what it was before.
+    ranks = [
+        (state.thermal == "throttled", (state.changed == COOLED) - (state.changed == HEATED))
+        for state in (off, drafted)
+    ]
+    return (ranks[0] > ranks[1]) - (ranks[0] < ranks[1])
+
+
 def _heat(off: MachineState, drafted: MachineState) -> list[Disturbance]:
-    """More heat in one half than in the other: of the processor by its count, of a GPU by its state at the half's end."""
+    """More heat in one half than in the other: of the processor by its count, or its level, of a GPU by its state at the half's end."""
     found = []
     if heat_changed(off, drafted):
         hotter_off = (off.throttles or 0) / off.window_s > (drafted.throttles or 0) / drafted.window_s
@@ -171,6 +195,9 @@ def _heat(off: MachineState, drafted: MachineState) -> list[Disturbance]:
                 f"({off.throttles} times in {off.window_s:.0f} s without, {drafted.throttles} in {drafted.window_s:.0f} s with it).",
             )
         )
+    if warmer := _warmer(off, drafted):
+        cause, word = (Cause.HEAT_OFF, "without") if warmer > 0 else (Cause.HEAT_DRAFTED, "with")
+        found.append(Disturbance(cause, f"Heat slowed the processor more {word} drafting."))
     if None not in (off.gpu_heat, drafted.gpu_heat) and off.gpu_heat != drafted.gpu_heat:
         cause, word = (Cause.HEAT_OFF, "without") if off.gpu_heat else (Cause.HEAT_DRAFTED, "with")
         found.append(Disturbance(cause, f"Heat slowed the GPU {word} drafting only."))

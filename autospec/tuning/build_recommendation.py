@@ -249,12 +249,18 @@ def _runners_up(cell: CellRun) -> list[dict[str, Any]]:
 
 
 def likely_of(
-    cell: CellRun, proof: Sequence[Pair], search: Sequence[Pair], definition: StudyDefinition, launch_s: float
+    cell: CellRun,
+    proof: Sequence[Pair],
+    search: Sequence[Pair],
+    definition: StudyDefinition,
+    *,
+    pair_s: float,
+    launch_s: float,
 ) -> dict[str, Any] | None:
     """The likely outcome of an unfinished proof, as evidence; ``None`` if the proof is over or nothing is likely.
 
     `proof` and `search` are the winner's pairs that count; those of the search had a part in choosing it, and are used if there
-    is no proof. `launch_s` is the time of one launch.
+    is no proof. `pair_s` is the time that a pair takes to ask, and `launch_s` that of one launch.
     """
     if cell.winner.is_off or (cell.decision is not None and cell.decision.final):
         return None
@@ -269,7 +275,6 @@ def likely_of(
     if found is None:
         return None
     each = min(definition.prompts_per_round, len(cell.prove_prompts))
-    pair_s = statistics.fmean(p.off.wall_ms + p.drafted.wall_ms for p in pairs) / 1000.0
     round_s = each * pair_s + 2.0 * launch_s  # a round launches each side once
     rule = definition.rule.shared() if cell.shares_rate else definition.rule
     seen = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))

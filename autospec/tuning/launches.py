@@ -13,7 +13,7 @@ from typing import Self
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.placement import Weights, Where, room_bytes
 from autospec.backends.protocol import Backend, Cycle, LaunchSettings, Server, Tokens
-from autospec.backends.registry import InProcess, Scores
+from autospec.backends.registry import DraftsAlone, InProcess, Scores
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, BackendMissingError, LaunchError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, usable
@@ -191,9 +191,12 @@ class Launches:
         """Stop both launches and run only one at a time from now on; `why` is a sentence for the user."""
         if self.resident == 1:
             return
-        self._tell(f"{why} The servers with and without drafting run by turns from now on.")
+        self._take_turns(why)
         self._stop_drafted()
         self._stop_off()
+
+    def _take_turns(self, why: str) -> None:
+        self._tell(f"{why} The servers with and without drafting run by turns from now on.")
         self.resident = 1
 
     def _displaced(self) -> bool:
@@ -234,11 +237,11 @@ class Launches:
         self._leaving, self._off = self._off, None
         try:
             self._off = self._launch(OFF)
-        except LaunchError:
+        except LaunchError as error:
             # Two launches may not fit in spite of the estimate, or the old one holds a port or a lock.
             self._stop_leaving()
             self._off = self._launch(OFF)
-            self.resident = 1
+            self._take_turns(_one_at_a_time(error))
             return
         if why := self._neighbours.displaced(self._leaving, self._off):
             self._stop_leaving()
@@ -270,7 +273,10 @@ class Launches:
                         self._stop_off()
                     loaded.append(
                         stack.enter_context(
-                            self._beside(lambda: backend.in_process(self._model_path, OFF, self._settings))
+                            self._beside(
+                                lambda: backend.in_process(self._model_path, OFF, self._settings),
+                                self._settings.args,
+                            )
                         )
                     )
                 return loaded[0].tokens
@@ -281,25 +287,28 @@ class Launches:
     def alone(self, model_path: str, more: Sequence[tuple[str, ...]] = ()) -> Iterator[Server]:
         """A launch of one model without drafting, e.g. of a draft model, beside off.
 
-        The main model takes the place of off if two do not fit. `more` are arguments besides the user's; each is left out if the
-        build does not know it.
+        The main model takes the place of off if two do not fit. A draft model gets the user's arguments as far as they are meant for
+        it. `more` are arguments besides; each is left out if the build does not know it.
         """
-        backend = self._backend
-        if model_path == self._model_path and self.resident == 1:
+        backend, settings = self._backend, self._settings
+        if model_path != self._model_path:
+            if isinstance(backend, DraftsAlone):
+                settings = backend.settings_of_draft(settings)
+        elif self.resident == 1:
             self._stop_off()
+        if isinstance(backend, InProcess):
+            more = ()
+        for arguments in more:
+            longer = replace(settings, args=(*settings.args, *arguments))
+            with suppress(UnsupportedError, UsageError):
+                backend.command(model_path, OFF, longer)
+                settings = longer
 
         def launch() -> Server:
-            if isinstance(backend, InProcess):
-                return backend.in_process(model_path, OFF, backend.settings_of_draft(self._settings))
-            settings = self._settings
-            for arguments in more:
-                longer = replace(settings, args=(*settings.args, *arguments))
-                with suppress(UnsupportedError, UsageError):
-                    backend.command(model_path, OFF, longer)
-                    settings = longer
-            return backend.launch(model_path, OFF, settings)
+            run = backend.in_process if isinstance(backend, InProcess) else backend.launch
+            return run(model_path, OFF, settings)
 
-        with self._beside(launch) as server:
+        with self._beside(launch, settings.args) as server:
             yield server
 
     @contextmanager
@@ -323,20 +332,23 @@ class Launches:
                 self._scorer = None
 
     @contextmanager
-    def _beside(self, launch: Callable[[], Server]) -> Iterator[Server]:
-        """A process that is neither off nor drafted, while the context lasts."""
+    def _beside(self, launch: Callable[[], Server], args: Sequence[str]) -> Iterator[Server]:
+        """A process that is neither off nor drafted, while the context lasts; it is launched with the user's `args`."""
         self._stop_drafted()
         begun = self._clock()
         try:
             server = self._where_it_fits(launch)
-            if self._off is not None and (placed := placement_of(server)) is not None and placed.layers_left:
-                # Off has displaced a part of this model from the GPU: its times would be too slow.
+            beside_off = placement_of(server) if self._off is not None else None
+            if beside_off is not None and beside_off.lacks_layers(args):
                 server.stop()
-                self.by_turns(
-                    "A model that is timed alone does not fit on the GPU beside the server without drafting."
-                )
                 self._stop_off()
                 server = launch()
+                # Its times beside off would be too slow, if it is off that has displaced a part of it from the GPU.
+                placed = placement_of(server)
+                if placed is None or not placed.same_as(beside_off):
+                    self.by_turns(
+                        "A model that is timed alone does not fit on the GPU beside the server without drafting."
+                    )
         finally:
             self.seconds += self._clock() - begun
         self._alone = server
@@ -367,9 +379,11 @@ class Launches:
         except LaunchError as error:
             if error.permanent or self._off is None:
                 raise
+            why = _one_at_a_time(error)
         self._stop_off()
         server = launch()
-        self.resident = 1
+        if self.resident == 2:
+            self._take_turns(why)
         return server
 
     def _launch(self, drafting: Drafting) -> Server:
@@ -397,3 +411,7 @@ class Launches:
         if self._leaving is not None:
             self._leaving.stop()
             self._leaving = None
+
+
+def _one_at_a_time(error: LaunchError) -> str:
+    return f"A second server did not start beside the first one: {error.message}"

@@ -175,12 +175,20 @@ class OverallProof:
         moved, last = False, self._rule.looks[-1]
         try:
             block = pairing.block(
-                everything, drafting, Phase.PROVE, round_, repeats=_REPEATS, budget=self._budget
+                everything,
+                drafting,
+                Phase.PROVE,
+                round_,
+                repeats=_REPEATS,
+                budget=self._budget,
+                on_done=lambda done: self._step(
+                    TuneStep(
+                        "overall", drafting, round_, last, done, len(everything), self._budget.until_end_s
+                    )
+                ),
             )
-            for number, measured in enumerate(block, start=1):
+            for measured in block:
                 moved = moved or not measured.disturbed
-                left_s = self._budget.until_end_s
-                self._step(TuneStep("overall", drafting, round_, last, number, len(everything), left_s))
         except BackendError as error:
             self._session.tell(
                 f"{drafting.label}: it could not be measured for all prompt types. {error.message}"

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from autospec.backends.protocol import Server
 from autospec.drafting import OFF, Drafting
-from autospec.errors import AutospecError, BackendError, LaunchError, RequestError, ServerDiedError
+from autospec.errors import (
+    AutospecError,
+    BackendError,
+    LaunchError,
+    NoAnswerError,
+    RequestError,
+    ServerDiedError,
+)
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, OffLength, disturbance, measure
 from autospec.measure.disturbances import lasting, swaps
@@ -21,20 +30,25 @@ from autospec.tuning.launches import Launches
 from autospec.tuning.load_guard import LoadGuard, patience_s
 from autospec.tuning.tasks import MOST_S, STRETCH_S, StoredPairs, Task, cells_of, next_stretch
 
-__all__ = ["Measured", "PairedRunner"]
+__all__ = ["MOST_FAILING", "Measured", "PairedRunner"]
 
 _TOO_FAR_APART = f"The halves of a pair must not be more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
 # A server that dies once may have been killed because another program took the memory; one that dies twice on the same
 # prompt will die again.
 _DEATHS_ALLOWED = 1
+# With more failing prompts than this, a server is not asked the rest of a prompt type.
+MOST_FAILING = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A task with its pair, measured now or from the store; `disturbed` says why it should not count, empty for a clean pair."""
+    """A task with its pair, measured now or from the store; ``None`` where a server cannot answer the prompt.
+
+    `disturbed` says why it should not count, empty for a clean pair.
+    """
 
     task: Task
-    pair: Pair
+    pair: Pair | None
     disturbed: str
 
 
@@ -47,6 +61,9 @@ class _Block:
     round: int
     budget: Budget | None
     whole_cells: bool
+    on_half: Callable[
+        [int], None
+    ]  # gets the number of halves of the stretch so far, where launches take turns
 
 
 # Task, and whether it is the half without drafting.
@@ -96,7 +113,9 @@ class PairedRunner:
         # Cell and drafting → round that the proof has measured on the current launches; ``None`` before the proof.
         self._rounds: dict[tuple[str, Drafting], int] | None = None
         self._renewal_s = 0.0
-        self._off_length = OffLength(asking)
+        self.off_length = OffLength(asking)  # public: others plan with it
+        # Cell and side → why it could not answer a prompt, by prompt id.
+        self._failing: defaultdict[tuple[str, Drafting], dict[str, str]] = defaultdict(dict)
 
     def stand_for(self, cell_key: str, shapes: Shapes) -> None:
         """Let the pairs of a cell stand for these requests from now on, those in the store too."""
@@ -113,9 +132,27 @@ class PairedRunner:
         return self._stored.left_out(cell_key, drafting, phase, round_)
 
     def missing(self, tasks: Sequence[Task], drafting: Drafting, phase: Phase, round_: int) -> list[Task]:
-        """The tasks that have no clean pair in the store."""
+        """The tasks that have no clean pair in the store, and may get one."""
         found = self._stored.found(tasks, drafting, phase, round_)
-        return [task for task in tasks if task not in found]
+        return [t for t in tasks if t not in found and not self.failure(t, drafting)]
+
+    def failing(self, cell_key: str, side: Drafting) -> frozenset[str]:
+        """Ids of the prompts that one side could not answer in this tune."""
+        return frozenset(self._failing.get((cell_key, side), ()))
+
+    def gave_up(self, cell_key: str, drafting: Drafting) -> bool:
+        """Whether so many prompts of a cell fail, on either side, that the rest is not asked."""
+        return any(len(self.failing(cell_key, side)) > MOST_FAILING for side in (OFF, drafting))
+
+    def failure(self, task: Task, drafting: Drafting) -> str:
+        """Why a task cannot be measured, as this tune has found out; empty if it may be."""
+        for side in (OFF, drafting):
+            reasons = self._failing.get((task.cell_key, side), {})
+            if task.prompt_id in reasons:
+                return reasons[task.prompt_id]
+            if len(reasons) > MOST_FAILING:
+                return next(reversed(reasons.values()))
+        return ""
 
     def expected_s(self, tasks: Sequence[Task], drafting: Drafting) -> float:
         """Expected seconds of a block of these tasks, with its launches; 0 for no tasks."""
@@ -144,8 +181,9 @@ class PairedRunner:
         go_on: bool = False,
         budget: Budget | None = None,
         whole_cells: bool = True,
+        on_done: Callable[[int], None] = lambda _: None,
     ) -> Generator[Measured, None, None]:
-        """Measure each task, or find it in the store; yields as pairs complete.
+        """Measure each task, or find it in the store; yields as pairs complete, and without a pair what cannot be measured.
 
         If two launches run side by side, the halves of a pair follow each other and their order alternates between pairs
         (ABBA). If only one fits, see `_by_turns`. In the proof both launches are new for each round of a cell. Cells in the same
@@ -160,15 +198,38 @@ class PairedRunner:
             go_on: True to use a running launch of this drafting; for prompts that it has not seen.
             budget: Work that does not fit into it does not start; a cell that has started may use its grace.
             whole_cells: False to start a cell even if only a part of it fits.
+            on_done: Gets the number of pairs done, whenever it grows; two halves count as one where launches take turns.
 
         Raises:
-            BackendError: A launch failed, or the server with drafting died or refused twice.
-            AutospecError: The server without drafting did.
+            BackendError: A launch failed, or the server with drafting died twice.
+            AutospecError: The server without drafting did, or answers nothing.
         """
-        found = self._stored.found(tasks, drafting, phase, round_)
+        yielded = shown = 0
+
+        def show(done: int) -> None:
+            nonlocal shown
+            if done > shown:
+                shown = done
+                on_done(done)
+
+        block = _Block(
+            drafting, phase, round_, budget, whole_cells, lambda halves: show(yielded + halves // 2)
+        )
+        for measured in self._block(tasks, block, repeats, go_on=go_on):
+            yielded += 1
+            show(yielded)
+            yield measured
+
+    def _block(
+        self, tasks: Sequence[Task], block: _Block, repeats: int, *, go_on: bool
+    ) -> Iterator[Measured]:
+        drafting = block.drafting
+        found = self._stored.found(tasks, drafting, block.phase, block.round)
         yield from (Measured(task, found[task], "") for task in tasks if task in found)
-        open_tasks = [task for task in tasks if task not in found]
-        block = _Block(drafting, phase, round_, budget, whole_cells)
+        unknown = [task for task in tasks if task not in found]
+        failing = {task: why for task in unknown if (why := self.failure(task, drafting))}
+        yield from (Measured(task, None, why) for task, why in failing.items())
+        open_tasks = [task for task in unknown if task not in failing]
         if open_tasks:
             if not go_on:
                 self._launches.expire()
@@ -182,7 +243,7 @@ class PairedRunner:
         halves = {
             (task, off): half
             for (task, off), half in stored.items()
-            if not self._off_length.is_lost(task.prompt, half)
+            if not self.off_length.is_lost(task.prompt, half)
         }
         open_tasks = list(tasks)
         too_far = 0
@@ -191,6 +252,9 @@ class PairedRunner:
             short = False
             measure_all = self._side_by_side if self._launches.resident == 2 else self._by_turns
             for measured in measure_all(open_tasks, block, halves):
+                if measured.pair is None:
+                    yield measured
+                    continue
                 short = short or bool(measured.disturbed and swaps(measured.pair))
                 if again and measured.disturbed and measured.disturbed != _TOO_FAR_APART:
                     disturbed.append(measured)
@@ -236,11 +300,23 @@ class PairedRunner:
         """Learn the time of requests from earlier tunes' measurements, if this tune has measured none with this drafting."""
         if self.pace.knows(cell_key, drafting):
             return
-        for pair in self.known(cell_key, drafting, Phase.SEARCH) + self.known(
-            cell_key, drafting, Phase.PROVE
-        ):
-            for half in (pair.off, pair.drafted):
-                self.pace.note(cell_key, half.drafting, half.wall_ms / 1000.0)
+        for half in self._stored_halves(cell_key, drafting):
+            self.pace.note(cell_key, half.drafting, half.wall_ms / 1000.0)
+
+    def took_s(self, cell_key: str, drafting: Drafting) -> float:
+        """Mean seconds that a pair took to ask; 0 before the first. An answer that `paired` continues on paper took less than that says."""
+        sides: dict[bool, list[float]] = {}
+        for half in self._stored_halves(cell_key, drafting):
+            sides.setdefault(half.drafting.is_off, []).append(half.wall_ms / 1000.0)
+        return sum(map(statistics.fmean, sides.values()))
+
+    def _stored_halves(self, cell_key: str, drafting: Drafting) -> list[Measurement]:
+        """All halves of the search and of the proof, as they were asked."""
+        return [
+            half
+            for phase in (Phase.SEARCH, Phase.PROVE)
+            for half in self._stored.rows(cell_key, drafting, phase)
+        ]
 
     def _next_order(self, drafting: Drafting) -> tuple[Drafting, Drafting]:
         self._turn += 1
@@ -255,9 +331,8 @@ class PairedRunner:
             if block.budget is not None and not self._allows(task, tasks, begun, block):
                 continue
             begun.add(task.cell_key)
-            for side in self._next_order(block.drafting):
-                self._fill(halves, task, side, block)
-            yield self._measured(task, halves)
+            filled = all(self._fill(halves, task, side, block) for side in self._next_order(block.drafting))
+            yield self._measured(task, halves) if filled else self._failed(task, block)
 
     def _allows(self, task: Task, tasks: Sequence[Task], begun: set[str], block: _Block) -> bool:
         """Whether the budget leaves time for a task, or for its whole cell if that has not started."""
@@ -278,10 +353,14 @@ class PairedRunner:
                 return
             sides = self._next_order(block.drafting)
             done = self._one_side(chosen, sides[0], block, halves, STRETCH_S)
-            done = self._one_side(done, sides[1], block, halves, MOST_S)
+            done = self._one_side(done, sides[1], block, halves, MOST_S, others=len(done))
             for task in done:
                 yield self._measured(task, halves)
             left = [task for task in left if task not in set(done)]
+            failed = [task for task in left if self.failure(task, block.drafting)]
+            for task in failed:
+                yield self._failed(task, block)
+            left = [task for task in left if task not in set(failed)]
             begun = (begun | cells_of(chosen)) & cells_of(left)
 
     def _stretch(self, left: Sequence[Task], begun: set[str], block: _Block) -> list[Task]:
@@ -304,9 +383,16 @@ class PairedRunner:
         )
 
     def _one_side(
-        self, tasks: Sequence[Task], side: Drafting, block: _Block, halves: _Halves, limit_s: float
+        self,
+        tasks: Sequence[Task],
+        side: Drafting,
+        block: _Block,
+        halves: _Halves,
+        limit_s: float,
+        *,
+        others: int = 0,
     ) -> list[Task]:
-        """Ask one side of a stretch within its time limit; returns the tasks that have this half."""
+        """Ask one side of a stretch within its time limit; returns the tasks that have this half. `others` are the other side's."""
         done: list[Task] = []
         begun: float | None = None
         for task in tasks:
@@ -322,15 +408,52 @@ class PairedRunner:
                     next_s = self.pace.request_s(task.cell_key, side, task.prompt.size_bytes)
                     if now - begun + next_s > limit_s:
                         break
-                self._fill(halves, task, side, block)
+                if not self._fill(halves, task, side, block):
+                    continue
             done.append(task)
+            block.on_half(others + len(done))
         return done
 
-    def _fill(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> None:
-        """Measure a half that is missing."""
-        if (task, side.is_off) not in halves:
-            position = int((task, not side.is_off) in halves)
+    def _fill(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> bool:
+        """Measure a half that is missing; False if its server does not answer the prompt, or others of its type."""
+        if (task, side.is_off) in halves:
+            return True
+        if self.failure(task, block.drafting):
+            return False
+        position = int((task, not side.is_off) in halves)
+        try:
             halves[task, side.is_off] = self._half(task, side, block, position)
+        except (ServerDiedError, NoAnswerError):
+            raise
+        except RequestError as error:
+            self._leave_out(task, side, error)
+            return False
+        return True
+
+    def _leave_out(self, task: Task, side: Drafting, error: RequestError) -> None:
+        """Note a prompt that a server answers with an error; it has not died, so the other prompts are asked."""
+        reasons = self._failing[task.cell_key, side]
+        reasons[task.prompt_id] = error.message
+        fails = "fails without drafting" if side.is_off else f"fails with {side.label}"
+        self._tell(f"The prompt {task.prompt_id} is left out, because it {fails}: {error}")
+        failures = sum(len(found) for (_, drafting), found in self._failing.items() if drafting.is_off)
+        if side.is_off and failures > MOST_FAILING and not self._answered_before(task):
+            raise _off_failed(task, error) from error
+        if len(reasons) == MOST_FAILING + 1:
+            kind, others = task.prompt.prompt_type, "" if side.is_off else f" with {side.label}"
+            self._tell(
+                f"{kind}: no more of its prompts are asked{others}, because {len(reasons)} of them failed."
+            )
+
+    def _answered_before(self, task: Task) -> bool:
+        """Whether off has answered any prompt, in this tune or an earlier one."""
+        keys, protocol = {*self._stored.since, task.cell_key}, self._asking.protocol
+        return any(
+            m.drafting.is_off for key in keys for m in self._store.measurements(key, protocol=protocol)
+        )
+
+    def _failed(self, task: Task, block: _Block) -> Measured:
+        return Measured(task, None, self.failure(task, block.drafting))
 
     def _measured(self, task: Task, halves: _Halves) -> Measured:
         pair = paired(halves[task, True], halves[task, False], self._shapes.get(task.cell_key))
@@ -344,7 +467,7 @@ class PairedRunner:
 
     def _half(self, task: Task, side: Drafting, block: _Block, position: int) -> Measurement:
         deaths = 0
-        most_tokens = self._off_length.of(task.prompt, paired=position > 0) if side.is_off else None
+        most_tokens = self.off_length.of(task.prompt, paired=position > 0) if side.is_off else None
         while True:
             server = self._server(side)
             begun = self._clock()
@@ -366,11 +489,11 @@ class PairedRunner:
                     deaths += 1
                     if deaths <= _DEATHS_ALLOWED:
                         continue
-                if side.is_off:
+                if side.is_off and isinstance(error, (ServerDiedError, NoAnswerError)):
                     raise _off_failed(task, error) from error
                 raise
             if side.is_off:
-                self._off_length.note(measurement)
+                self.off_length.note(measurement)
             self._store.add_measurement(measurement)
             self.pace.note(task.cell_key, side, self._clock() - begun, task.prompt.size_bytes)
             self.calm.after(MachineState.from_json(measurement.machine))

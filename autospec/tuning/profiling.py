@@ -6,6 +6,7 @@ What these cost depends on the model's cache and output matrix, which its file d
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,9 +22,8 @@ from autospec.catalog.gguf import read_gguf
 from autospec.catalog.gguf_header import read_header
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
-from autospec.errors import BackendError, ModelFileError, RequestError
+from autospec.errors import BackendError, ModelFileError, NoAnswerError, RequestError, ServerDiedError
 from autospec.formats import counted
-from autospec.measure.measurements import enough_tokens
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
@@ -34,6 +34,7 @@ from autospec.prompts.suite import Prompt
 from autospec.tuning.budget import Pace
 from autospec.tuning.calibration import DepthTiming
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
+from autospec.tuning.paired_runner import MOST_FAILING
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
 __all__ = ["RECORDING", "Profiler", "keeps_state", "output_share", "timed_apart"]
@@ -138,7 +139,9 @@ class Profiler:
         """Gather everything; ``None`` if this backend or build does not allow it, which is reported to the user."""
         self._context.launches.off()
         self._asking.watch.start()
-        if self._asking.watch.finish().on_battery:
+        state = self._asking.watch.finish()
+        self._context.pairing.off_length.learn(state)
+        if state.on_battery:
             self._protocol = f"{self._asking.protocol}{_ON_BATTERY}"
         try:
             with self._context.launches.main_in_tokens() as main:
@@ -205,15 +208,27 @@ class Profiler:
             found[c.cell.key] = {name: r for name, r in read.items() if r is not None}
         enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
         places, pace = self._places(), Pace()
+        failed: Counter[str] = Counter()
         for cell, prompt in places:
             own = found[cell.cell.key]
             if prompt.id not in own:
+                if failed[cell.cell.key] > MOST_FAILING:
+                    continue
                 # A long prompt may take several times as long as the others: a shorter one after it may still fit.
                 if own and self._late(enough_s + pace.request_s(cell.cell.key, OFF, prompt.size_bytes)):
                     continue
                 self._recorded(found, len(places))
                 request = self._asking.request(prompt)
-                own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
+                try:
+                    own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
+                except (ServerDiedError, NoAnswerError):
+                    raise
+                except RequestError as error:
+                    failed[cell.cell.key] += 1
+                    if not any(found.values()) and failed.total() > MOST_FAILING:
+                        raise  # it is not the prompts
+                    self._context.progress.tell(f"{prompt.id} is not predicted: {error.message}")
+                    continue
                 self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
             pace.note(cell.cell.key, OFF, own[prompt.id].wall_ms / 1000.0, prompt.size_bytes)
         self._recorded(found, len(places))
@@ -225,12 +240,12 @@ class Profiler:
         times_ms = [r.token_ms for own in found.values() for r in own.values() if len(r.answer_ids) > 1]
         if not times_ms or min(times_ms) <= 0.0:
             return
-        most = enough_tokens(min(times_ms))
         for cell in self._cells:
             for prompt in self._prompts(cell):
                 r = found[cell.cell.key].get(prompt.id)
                 if r is not None and len(r.answer_ids) > 1:
-                    cut_ms = 0.0 if prompt.tools else r.token_ms * max(0, len(r.answer_ids) - most)
+                    most = self._context.pairing.off_length.most(prompt, min(times_ms))
+                    cut_ms = 0.0 if most is None else r.token_ms * max(0, len(r.answer_ids) - most)
                     seconds = (r.wall_ms - cut_ms) / 1000.0
                     self._context.pairing.pace.note(cell.cell.key, OFF, seconds, prompt.size_bytes)
 

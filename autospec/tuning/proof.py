@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from autospec.cells import Aim
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError
+from autospec.errors import BackendError, RequestError
 from autospec.formats import counted
 from autospec.measure.disturbances import left_out_sentence
 from autospec.measure.energy import energy_ratios
@@ -241,7 +241,7 @@ class Proof:
     def _turns_to_runner_up(self, cell: CellRun) -> bool:
         """Whether the runner-up is proved now; without time for it, the cell stays open for the next tune."""
         never_looked_at = cell.decision is None and self._has_failed(cell) and not cell.runner_up.is_off
-        if not (cell.pending or never_looked_at):
+        if not (cell.pending or never_looked_at) or self._context.pairing.gave_up(cell.cell.key, OFF):
             return False
         todo = self._context.pairing.missing(self._tasks(cell, 1), cell.runner_up, Phase.PROVE, 1)
         if not self._context.budget.allows(self._context.pairing.expected_s(todo, cell.runner_up)):
@@ -291,25 +291,31 @@ class Proof:
                 repeats=_REPEATS,
                 budget=self._context.budget,
                 whole_cells=whole_cells,
+                on_done=lambda done: self._step(drafting, round_, done, len(tasks)),
             )
-            for done, measured in enumerate(block, start=1):
+            for measured in block:
                 moved = moved or measured.task in todo
-                self._step(drafting, round_, done, len(tasks))
                 open_tasks[measured.task.cell_key] -= 1
                 if open_tasks[measured.task.cell_key] == 0:
                     cell = by_key[measured.task.cell_key]
+                    if self._context.pairing.gave_up(cell.cell.key, drafting):
+                        self._give_up([cell], drafting, RequestError(measured.disturbed))
+                        continue
                     cell.rounds = round_
                     self._completed = moved = True
                     self._tell_left_out(cell, round_)
                     self._look(cell)
         except BackendError as error:
-            self._failed |= {(key, drafting) for key in by_key}
-            for cell in by_key.values():
-                if not (cell.trial_values or cell.rounds):
-                    cell.reopen(error)
+            self._give_up(by_key.values(), drafting, error)
             self._context.progress.tell(f"{drafting.label}: the proof failed. {error.message}")
             return True
         return moved
+
+    def _give_up(self, cells: Iterable[CellRun], drafting: Drafting, error: BackendError) -> None:
+        for cell in cells:
+            self._failed.add((cell.cell.key, drafting))
+            if not (cell.trial_values or cell.rounds):
+                cell.reopen(error)
 
     def _step(self, drafting: Drafting, round_: int, done: int, todo: int) -> None:
         last = self._context.definition.rule.looks[-1]
@@ -340,8 +346,12 @@ class Proof:
             for prompt in of_round(cell.prove_prompts, round_, per_round)
         }
         pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
-        # Not rounds × prompts: a prompt whose pair was left out in every round counts as not asked.
-        complete = {p.off.prompt_id for p in pairs} >= {prompt.id for prompt in cell.prove_prompts}
+        # Not rounds × prompts: a prompt whose pair was left out in every round counts as not asked. One that this server cannot
+        # answer without drafting either is none of a user's.
+        wanted = {prompt.id for prompt in cell.prove_prompts} - self._context.pairing.failing(
+            cell.cell.key, OFF
+        )
+        complete = {p.off.prompt_id for p in pairs} >= wanted
         aim = cell.cell.aim
         values = (
             energy_ratios(pairs, self._context.computing)
@@ -349,7 +359,7 @@ class Proof:
             else of_pairs(pairs, lambda pair: pair.log_ratio)
         )
         # Nor does one without any reading of energy count as asked.
-        complete = complete and {v.prompt for v in values} >= {prompt.id for prompt in cell.prove_prompts}
+        complete = complete and {v.prompt for v in values} >= wanted
         if len(values) >= _FEW_PAIRS:
             self._spread[cell.cell.key, cell.winner] = statistics.stdev(v.value for v in values)
         predicted = self._predicted(cell, pairs, values, complete=complete)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autospec.backends.registry import EncodesText
-from autospec.drafting import Drafting
+from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
 from autospec.measure.measurements import Measurement, Pair
 from autospec.predict.profile import Recording
@@ -63,7 +63,8 @@ class ProofPredictions:
             self._recorded.pop(cell.cell.key, None)
             found = {} if predictor is None else predictor.log_ratios(*place)
             # All or none: every prompt must be asked or predicted.
-            self._found[place] = found if found.keys() >= {p.id for p in cell.prove_prompts} else {}
+            wanted = {p.id for p in cell.prove_prompts} - self._context.pairing.failing(cell.cell.key, OFF)
+            self._found[place] = found if found.keys() >= wanted else {}
         return self._found[place]
 
     def _recorded_of(self, cell: CellRun) -> set[str]:

@@ -295,7 +295,7 @@ class Tuning:
                 self._cost.seconds = budget.spent_s
                 self._cost.launches = launches.count
                 self._cost.launch_seconds = launches.seconds
-                self._save(store, self._conclusion(cell, pairing, settings), cell)
+                self._save(store, self._conclusion(cell, pairing, settings, launches.launch_s), cell)
 
             with self._keeping(cells, keep, store):
                 # Without a baseline there is nothing to compare with: its failure ends the tune before any trial.
@@ -468,7 +468,9 @@ class Tuning:
                 cell.study, cell.history, winner, runner_up, predictions, untried=cell.untried | elsewhere
             )
 
-    def _conclusion(self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings) -> Recommendation:
+    def _conclusion(
+        self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings, launch_s: float
+    ) -> Recommendation:
         if cell.searched and cell.winner.is_off:
             failed = [t.reason for t in cell.study.tried() if t.value is None and t.reason]
             why = f" The last failure: {failed[-1]}" if failed else ""
@@ -499,10 +501,17 @@ class Tuning:
             marks |= cell.decision.to_json()
         if proof:
             marks[CONDITIONS] = conditions_of(self.request, proof, self._served)
-        launch_s = self._cost.launch_seconds / max(1, self._cost.launches)
+        likely = likely_of(
+            cell,
+            proof,
+            search,
+            self.request.definition,
+            pair_s=pairing.took_s(cell.cell.key, cell.winner),
+            launch_s=launch_s,
+        )
         optional = {
             "left_out": pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE) or None,
-            LIKELY: likely_of(cell, proof, search, self.request.definition, launch_s) or None,
+            LIKELY: likely or None,
             "prediction": cell.prediction,
             LIMITS: None if cell.limits is None else cell.limits.to_json(),
         }

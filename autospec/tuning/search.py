@@ -12,19 +12,21 @@ cell for a while.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import BackendError, UnsupportedError
+from autospec.errors import BackendError, RequestError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep, geometric_mean, mean_log_ratio
 from autospec.tuning.forecast import MOST_TOGETHER, Forecast, LaunchedForecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
 from autospec.tuning.space import Arm
-from autospec.tuning.study import Ask, fails_with_any_setting
+from autospec.tuning.study import PROMPTS, Ask, fails_with_any_setting
 from autospec.tuning.tasks import Task
 from autospec.tuning.winners import proof_comes_first, trial_attributes, trial_values
 
@@ -251,7 +253,7 @@ class Search:
                 if self._forecast is not None:
                     self._forecast.observe(drafting, known)
         # Trials can be compared only on the same prompts, even if this run has more time.
-        noted = [int(n) for c in self._cells if (n := c.study.noted("prompts")) is not None]
+        noted = [int(n) for c in self._cells if (n := c.study.noted(PROMPTS)) is not None]
         self._prompts = min(noted, default=None)
         return len(trials)
 
@@ -311,20 +313,25 @@ class Search:
         if self._forecast is not None and self._forecast.trusts(drafting):
             return []
         asked = {p.off.prompt_id for p in self._pairs.get(cell.cell.key, {}).get(drafting, ())}
-        wanted = cell.tune_prompts[: self._definition.prompts]
-        return [Task.of(cell.cell.key, p) for p in wanted if p.id not in asked] if asked else []
+        wanted = [Task.of(cell.cell.key, p) for p in cell.tune_prompts[: self._definition.prompts]]
+        failure = self._context.pairing.failure
+        return [t for t in wanted if t.prompt_id not in asked and not failure(t, drafting)] if asked else []
 
     def _ask_rest(self, drafting: Drafting, cells: Sequence[CellRun]) -> bool:
         """One more launch of a drafting for these cells; False if it cannot be measured."""
         tasks = [task for cell in cells for task in self._unasked(cell, drafting)]
         found: dict[str, list[Pair]] = {c.cell.key: list(self._pairs[c.cell.key][drafting]) for c in cells}
         try:
-            for done, measured in enumerate(
-                self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0), start=1
-            ):
-                if not measured.disturbed:
+            block = self._context.pairing.block(
+                tasks,
+                drafting,
+                Phase.SEARCH,
+                0,
+                on_done=lambda done: self._step("search", drafting, len(self._known), done, len(tasks)),
+            )
+            for measured in block:
+                if measured.pair is not None and not measured.disturbed:
                     found[measured.task.cell_key].append(measured.pair)
-                self._step("search", drafting, len(self._known), done, len(tasks))
         except BackendError as error:
             self._progress.tell(f"{drafting.label}: cannot be used. {error.message}")
             return False
@@ -366,6 +373,9 @@ class Search:
                 self._bury(drafting)
             self._progress.tell(f"{drafting.label}: cannot be used. {error.message}")
             return
+        for key in asks.keys() - outcomes.keys():
+            asks[key].fail("None of its prompts could be answered.", permanent=False)
+        cells = [cell for cell in cells if cell.cell.key in outcomes]
         ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
         pairs = {key: o.pairs for key, o in outcomes.items()}
         self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells], pairs)
@@ -392,6 +402,7 @@ class Search:
     def _measure(
         self, drafting: Drafting, cells: Sequence[CellRun], asks: dict[str, Ask], number: int
     ) -> dict[str, _TrialOutcome]:
+        """One trial's outcome by cell key, without the cells whose prompts all failed; raises `BackendError` where that is all."""
         pairs: dict[str, dict[str, Measured]] = {c.cell.key: {} for c in cells}
         gave_up: dict[str, str] = {}
         go_on = False
@@ -401,33 +412,36 @@ class Search:
             tasks = self._next_tasks(staying, pairs)
             if not tasks:
                 break
-            measured_before = sum(map(len, pairs.values()))
-            for measured in self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on):
+            before = sum(map(len, pairs.values()))
+            show = partial(self._search_step, drafting, number, before, before + len(tasks))
+            block = self._context.pairing.block(tasks, drafting, Phase.SEARCH, 0, go_on=go_on, on_done=show)
+            for measured in block:
                 key = measured.task.cell_key
                 pairs[key][measured.task.prompt_id] = measured
-                so_far = [m.pair for m in pairs[key].values()]
-                asks[key].report(math.exp(mean_log_ratio(so_far)), len(so_far))
-                done = sum(map(len, pairs.values()))
-                self._step("search", drafting, number, done, measured_before + len(tasks))
-            if self._prompts is None:
-                first = [m.pair for own in pairs.values() for m in own.values()]
-                took_ms = sum(p.off.wall_ms + p.drafted.wall_ms for p in first)
-                self._prompts = self._affordable_prompts(took_ms / 1000.0 / len(first)) if first else 1
-                for cell in self._cells:
-                    cell.study.note("prompts", self._prompts)
+                if so_far := _pairs_of(pairs[key]):
+                    asks[key].report(math.exp(mean_log_ratio(so_far)), len(so_far))
             go_on = True
+            timed = [key for key, own in pairs.items() if _pairs_of(own)]
+            if self._prompts is None and timed:
+                took_s = statistics.fmean(self._context.pairing.took_s(key, drafting) for key in timed)
+                self._prompts = self._affordable_prompts(took_s)
+                for cell in self._cells:
+                    cell.study.note(PROMPTS, self._prompts)
             for cell in staying:
-                reason = gives_up(cell, [m.pair for m in pairs[cell.cell.key].values()])
+                reason = gives_up(cell, _pairs_of(pairs[cell.cell.key]))
                 if reason:
                     gave_up[cell.cell.key] = reason
+        if not any(map(_pairs_of, pairs.values())):
+            raise RequestError(next(m.disturbed for own in pairs.values() for m in own.values()))
         self._repeat_disturbed(drafting, pairs, gave_up)
         return {
             key: _TrialOutcome(
-                [m.pair for m in found.values()],
+                _pairs_of(found),
                 gave_up.get(key, ""),
-                [m.pair for m in found.values() if not m.disturbed],
+                _pairs_of({name: m for name, m in found.items() if not m.disturbed}),
             )
             for key, found in pairs.items()
+            if _pairs_of(found)
         }
 
     def _next_tasks(self, cells: Sequence[CellRun], pairs: dict[str, dict[str, Measured]]) -> list[Task]:
@@ -435,14 +449,14 @@ class Search:
         at_once = (
             1 if self._context.launches.resident == 2 or self._prompts is None else self._definition.prompts
         )
-        limit = self._prompts or 1
-        tasks = []
-        for turn in range(at_once):
-            for cell in cells:
-                k = len(pairs[cell.cell.key]) + turn
-                if k < min(limit, len(cell.tune_prompts)):
-                    tasks.append(Task.of(cell.cell.key, cell.tune_prompts[k]))
-        return tasks
+        left: dict[str, list[Task]] = {}
+        for cell in cells:
+            found = pairs[cell.cell.key]
+            # Another prompt takes the place of one that fails.
+            most = min(at_once, (self._prompts or 1) - len(_pairs_of(found)))
+            unasked = [Task.of(cell.cell.key, p) for p in cell.tune_prompts if p.id not in found]
+            left[cell.cell.key] = unasked[:most]
+        return [own[turn] for turn in range(at_once) for own in left.values() if turn < len(own)]
 
     def _affordable_prompts(self, pair_s: float) -> int:
         """How many tune prompts of each type leave time for enough trials, if all take as long as the first ones."""
@@ -478,7 +492,7 @@ class Search:
             for key, found in pairs.items()
             if key not in gave_up
             for m in found.values()
-            if m.disturbed
+            if m.pair is not None and m.disturbed
         ]
         if again:
             for measured in self._context.pairing.block(again, drafting, Phase.SEARCH, 0):
@@ -496,9 +510,16 @@ class Search:
             if self._forecast is not None:
                 self._forecast.drop(arm.label)
 
+    def _search_step(self, drafting: Drafting, number: int, before: int, todo: int, done: int) -> None:
+        self._step("search", drafting, number, before + done, todo)
+
     def _step(self, phase: str, drafting: Drafting, number: int, done: int, todo: int) -> None:
         left_s = self._context.budget.until_end_s
         self._progress.step(TuneStep(phase, drafting, number, self._definition.trials, done, todo, left_s))
+
+
+def _pairs_of(found: Mapping[str, Measured]) -> list[Pair]:
+    return [m.pair for m in found.values() if m.pair is not None]
 
 
 def _best_of(values: Mapping[Drafting, float]) -> Drafting:

@@ -102,6 +102,8 @@ SEARCHED = "searched_drafts"
 OPENED = "opened_for"
 # Labels of the arms that the search had no time to try.
 UNTRIED = "untried"
+# Number of prompts of each type in every trial: trials can be compared only on the same ones.
+PROMPTS = "prompts"
 
 # Known draftings are not launched again. After 20 known proposals in a row the sampler's part of the space is explored; then
 # 20 random ones are considered.
@@ -234,7 +236,7 @@ class CellStudy:
     def begin_again(self) -> None:
         """Start a new search: earlier trials stay in the study and no longer count."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
-        for key in (WINNER, RUNNER_UP, SEARCHED, OPENED, UNTRIED):
+        for key in (WINNER, RUNNER_UP, SEARCHED, OPENED, UNTRIED, PROMPTS):
             self.note(key, None)
 
     def tried(self) -> list[Tried]:

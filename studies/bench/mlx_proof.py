@@ -144,6 +144,7 @@ def run(
         measured.pair
         for round_ in range(1, rounds + 1)
         for measured in pairing.block(tasks, drafting, phase, round_)
+        if measured.pair is not None
     ]
     return Way(launches.count, launches.seconds, time.monotonic() - begun, tuple(pairs))
 

@@ -143,6 +143,34 @@ def test_a_sentence_names_layers_and_weights():
 
 
 FULL = placement_of(CUDA_FULL.splitlines())
+# The same log with `-ngl 0` and `-ngl 20`.
+NONE = placement_of(CUDA_FITTED.replace("offloaded 25/33", "offloaded 0/33").splitlines())
+TWENTY = placement_of(CUDA_FITTED.replace("offloaded 25/33", "offloaded 20/33").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("log", "args", "lacks"),
+    [
+        (FULL, "", False),
+        (FULL, "-ngl 20", False),
+        (NONE, "-ngl 0", False),
+        (NONE, "--gpu-layers=0", False),
+        (NONE, "-dev none", False),
+        (NONE, "", True),
+        (NONE, "-ngl 1", True),
+        (TWENTY, "-ngl 20 -c 4096", False),
+        (TWENTY, "-ngl 99 --n-gpu-layers 20", False),  # the last one counts
+        (TWENTY, "--n_gpu_layers 21", True),
+        (TWENTY, "-ngl 99", True),
+        (TWENTY, "-ngl all", True),
+        (TWENTY, "-ngl auto", True),
+        (placement_of(METAL.splitlines()), "-ngl 99", False),
+        (placement_of(B11434_CPU.splitlines()), "", False),  # a build without GPUs does not count layers
+    ],
+)
+def test_only_layers_that_were_asked_for_can_be_lacking(log, args, lacks):
+    """llama.cpp also logs 0 layers of 33 where the user asked for none."""
+    assert log.lacks_layers(args.split()) is lacks
 
 
 @pytest.mark.parametrize(

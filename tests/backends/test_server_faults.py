@@ -15,7 +15,13 @@ import pytest
 from autospec.backends import server as child_server
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
+from autospec.errors import (
+    LaunchError,
+    NoAnswerError,
+    RequestError,
+    ServerDiedError,
+    SpeculationInactiveError,
+)
 from tests.backends.waiting import gone, wait_until
 
 MODEL = Drafting(Mode.DRAFT_MODEL, draft="/d.gguf", n_max=4, n_min=0, p_min=0.0)
@@ -170,14 +176,14 @@ def test_a_variable_that_drafts_is_told_once(launched, monkeypatch, caplog):
 def test_hangs(launched):
     """The request's own time is kept."""
     server = launched("hangs")
-    with pytest.raises(RequestError, match=r"llama-server did not answer within 0.5 s"):
+    with pytest.raises(NoAnswerError, match=r"llama-server did not answer within 0.5 s"):
         server.complete(HASTY)
 
 
 def test_drips(launched):
     """An answer that comes byte by byte is not allowed more time than the whole."""
     server = launched("drips")
-    with pytest.raises(RequestError, match=r"did not answer within 0.5 s"):
+    with pytest.raises(NoAnswerError, match=r"did not answer within 0.5 s"):
         server.complete(HASTY)
 
 

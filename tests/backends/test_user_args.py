@@ -6,9 +6,11 @@ import pytest
 
 from autospec.backends.binaries import Probe
 from autospec.backends.flags import parse
+from autospec.backends.llama_cpp.embedded import Embedded, user_fields
 from autospec.backends.llama_cpp.server import LlamaServer
 from autospec.backends.protocol import LaunchSettings
-from autospec.backends.user_args import check
+from autospec.backends.registry import DraftsAlone
+from autospec.backends.user_args import args_of_draft, check
 from autospec.cells import Build, options_in
 from autospec.drafting import OFF
 from autospec.errors import UnsupportedError, UsageError
@@ -205,3 +207,44 @@ def test_the_era_decides_about_values():
     assert check(read_help("pydist012"), "b1", ("-fa", "-c", "1"))
     with pytest.raises(UsageError, match="'on'"):
         check(read_help("pydist012"), "b1", ("-fa", "on"))
+
+
+@pytest.mark.parametrize(
+    ("args", "alone"),
+    [
+        # Files and texts of the main model, and what only its requests are about.
+        ("--mmproj /eyes.gguf --no-mmproj-offload --lora /a.gguf --lora-scaled /b.gguf:0.5 --jinja", ""),
+        ("--chat-template chatml --chat-template-file /t.jinja --control-vector /v.gguf -np 4 --temp 0.7", ""),
+        ("--reasoning-format deepseek --alias big -lv 3 --metrics --slot-save-path /tmp/s", ""),
+        # How both compute.
+        ("-c 8192 -t 6 -tb 12 -fa on -b 512 --ubatch_size 256", "-c 8192 -t 6 -tb 12 -fa on -b 512 --ubatch-size 256"),
+        ("-lm mlock --numa isolate -nkvo --swa-full", "-lm mlock --numa isolate -nkvo --swa-full"),
+        ("--rope-scaling yarn --yarn-orig-ctx 4096", "--rope-scaling yarn --yarn-orig-ctx 4096"),
+        ("-ts 3,1 -mg 1 --fit off", "-ts 3,1 -mg 1 --fit off"),
+        # Where the main model is, and its cache types: llama-server does not ask its draft to follow.
+        ("-ngl 20 -dev CUDA1 -ot exps=CPU -ncmoe 12 -ctk q8_0 --cache-type-v q8_0", ""),
+        ("-ngl 20 -ngld 99 -dev CUDA0 -devd CUDA1 -ctkd q8_0 -otd x=CPU", "-ngl 99 -dev CUDA1 -ctk q8_0 -ot x=CPU"),
+        ("--spec-draft-ngl=0 --spec-draft-device none", "-ngl 0 -dev none"),
+        # A draft with its own threads computes batches with them, too, unless it has others for those.
+        ("-t 8 -tb 16 -td 2 -c 8192", "-t 8 -c 8192 -t 2"),
+        ("-t 8 -tb 16 -td 2 -tbd 4", "-t 8 -t 2 -tb 4"),
+        ("some words -c 1 --no-mmap --unheard-of x", "-c 1 --no-mmap"),
+    ],
+)  # fmt: skip
+def test_what_a_draft_gets_where_it_is_launched_alone(args, alone):
+    """Nothing that could keep it from loading, and it runs where and as it runs beside the main model."""
+    assert args_of_draft(args.split()) == tuple(alone.split())
+    if "words" not in args and "/" not in args:
+        check(B11434, "b1", args_of_draft(args.split()))
+
+
+def test_each_backend_that_drafts_from_gguf_files_says_what_a_draft_gets(tmp_path):
+    """The embedded one lacks an option for a main model's devices, though its draft's can be chosen."""
+    settings = LaunchSettings(("--mmproj", "/eyes.gguf", "-t", "2", "-devd", "CUDA1", "-ngld", "3"), 7.0)
+    for backend, expected in (
+        (LlamaServer(None, tmp_path), ("-t", "2", "-dev", "CUDA1", "-ngl", "3")),
+        (Embedded(tmp_path), ("-t", "2", "-ngl", "3")),
+    ):
+        assert isinstance(backend, DraftsAlone)
+        assert backend.settings_of_draft(settings) == LaunchSettings(expected, 7.0)
+    assert user_fields(Embedded(tmp_path).settings_of_draft(settings).args)["n_gpu_layers"] == 3

@@ -172,8 +172,14 @@ def test_what_cannot_be_continued_is_asked_whole():
     half(asking, Slow(words(), NGRAM))
     assert length.of(PROMPT, paired=True) == 21
     off = half(asking, Slow(words()))
+    assert length.most(PROMPT, 125.0) == 21
     length.note(replace(off, machine={**off.machine, "gpu_energy_j": 12.0}))
     assert length.of(PROMPT, paired=False) is None
+    assert length.most(PROMPT, 125.0) is None  # nor planned as cut
+    # An idle GPU tells its energy, too.
+    early = OffLength(asking)
+    early.learn(MachineState(window_s=0.0, cores=4, gpu_energy_j=0.0))
+    assert early.most(PROMPT, 125.0) is None
 
 
 @pytest.mark.parametrize("off_first", [True, False])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.drafting import OFF
-from autospec.hardware.state import MachineState
+from autospec.hardware.state import COOLED, HEATED, MachineState
 from autospec.measure.disturbances import Cause, cause_of, lasting, left_out, left_out_sentence
 from autospec.measure.measurements import Measurement, Pair
 from tests.store.test_database import MEASUREMENT
@@ -17,6 +17,7 @@ CALM = MachineState(
     thermal="nominal", memory_available_bytes=1 << 34, swap_in_bytes=0, throttles=0,
 )  # fmt: skip
 HOT = replace(CALM, thermal="throttled", throttles=40)
+COOL_MAC, HOT_MAC = (replace(state, throttles=None) for state in (CALM, HOT))
 SWAPPING = replace(CALM, swap_in_bytes=64 << 20)
 
 
@@ -60,8 +61,17 @@ def pair(off: MachineState, drafted: MachineState) -> Pair:
         (CALM, replace(CALM, other_load=2.0), Cause.LOAD),
         (CALM, replace(CALM, on_battery=True), Cause.CHANGE),
         # macOS tells a level and no count.
-        (replace(CALM, throttles=None), replace(HOT, throttles=None), Cause.CHANGE),
-        (replace(HOT, throttles=None), replace(HOT, throttles=None), None),
+        (COOL_MAC, HOT_MAC, Cause.HEAT_DRAFTED),
+        (HOT_MAC, COOL_MAC, Cause.HEAT_OFF),
+        (HOT_MAC, HOT_MAC, None),
+        # The level changes within a half: the level at its end counts, then what it was before.
+        (replace(COOL_MAC, changed=COOLED), replace(HOT_MAC, changed=HEATED), Cause.HEAT_DRAFTED),
+        (COOL_MAC, replace(COOL_MAC, changed=COOLED), Cause.HEAT_DRAFTED),
+        (replace(HOT_MAC, changed=HEATED), HOT_MAC, Cause.HEAT_DRAFTED),
+        (HOT_MAC, replace(HOT_MAC, changed=HEATED), Cause.HEAT_OFF),
+        (replace(HOT_MAC, changed=HEATED), replace(HOT_MAC, changed=HEATED), Cause.CHANGE),
+        (COOL_MAC, replace(HOT_MAC, on_battery=True), Cause.HEAT_DRAFTED),
+        (COOL_MAC, replace(COOL_MAC, thermal="unknown"), None),
         # Another program that computes on the GPU all along slows both halves.
         (replace(CALM, gpu_other_load=0.5), replace(CALM, gpu_other_load=0.55), None),
         (replace(CALM, gpu_other_load=0.0), replace(CALM, gpu_other_load=0.5), Cause.GPU_LOAD),
@@ -149,3 +159,17 @@ def test_heat_of_a_gpu_that_comes_back_belongs_to_the_drafting():
     both = lasting(rows(*[(cool, warm), (warm, cool)] * 3))
     assert both == {Cause.HEAT_OFF, Cause.HEAT_DRAFTED}
     assert cause_of(pair(warm, cool), both) is None
+
+
+def test_a_mac_that_drafting_heats_gets_its_verdict():
+    """It tells a level of heat and no count: earlier every such pair was left out, for ever."""
+    stored = rows(*[(replace(COOL_MAC, changed=COOLED), replace(HOT_MAC, changed=HEATED))] * 3)
+    assert left_out(stored, frozenset()) == {"more heat with drafting": 1}
+    assert lasting(stored) == {Cause.HEAT_DRAFTED}
+    assert left_out(stored, lasting(stored)) == {}
+    # Not what passes within a pair besides.
+    for change in ({"on_battery": True}, {"changed": "the machine slept, or its clock was set"}):
+        assert cause_of(pair(COOL_MAC, replace(HOT_MAC, **change)), lasting(stored)).cause is Cause.CHANGE
+    # A level that goes up and down by itself favours neither side.
+    both = lasting(rows(*[(COOL_MAC, HOT_MAC), (HOT_MAC, COOL_MAC)] * 3))
+    assert both == {Cause.HEAT_OFF, Cause.HEAT_DRAFTED}

@@ -23,7 +23,7 @@ from autospec.cells import Cell, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import RequestError
 from autospec.hardware.state import StateWatch
-from autospec.measure.asking import Asking
+from autospec.measure.asking import Asking, OffLength
 from autospec.predict.ngram import pool_of, replay_tokens
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.profile import AnswerProfile, Recording
@@ -348,8 +348,9 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     cell = CellRun(Cell(model, PromptType.CODING, backend.capabilities().build, MACHINE), study, prompts, ())
     with Launches(backend, str(main), LaunchSettings(ARGS), resident=resident) as launches:
         calm = SimpleNamespace(after=lambda _: False)
-        pairing = SimpleNamespace(calm=calm, stand_for=lambda *_: None, pace=Pace())
         asking = Asking("p", 48, 0.0, StateWatch(lambda: launches.pids))
+        length = OffLength(asking)
+        pairing = SimpleNamespace(calm=calm, stand_for=lambda *_: None, pace=Pace(), off_length=length)
         store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
         space = Space(arms, definition.space)
         context = TuneContext(definition, space, launches, pairing, Budget(600.0), told, asking, store)

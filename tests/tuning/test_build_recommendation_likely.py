@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from autospec.cells import Aim
+from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Pair
-from autospec.tuning.build_recommendation import likely_gain, seconds_to_proof
+from autospec.tuning.build_recommendation import likely_gain, likely_of, seconds_to_proof
+from autospec.tuning.definition import load_definition
 from tests.report.samples import measurement
 
 THRESHOLD = 0.02
@@ -120,3 +124,21 @@ def test_the_evidence_never_says_certain():
     assert told["chance"] == 0.9999
     assert told["about_s"] is None
     assert list(told) == ["speedup", "interval", "chance", "about_s"]
+
+
+def test_the_time_to_a_proof_is_that_of_asking():
+    """Not that of answers without drafting which were cut and count as whole: ten seconds in these pairs, three really."""
+    cell = SimpleNamespace(
+        winner=Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1),
+        decision=None,
+        cell=SimpleNamespace(aim=Aim.SPEED),
+        trial_values={},
+        prove_prompts=("p",) * 16,
+        shares_rate=False,
+        rounds=1,
+    )
+    definition, proof = load_definition("quick"), pairs_of([0.3] * 8)
+    told = [likely_of(cell, proof, (), definition, pair_s=s, launch_s=2.0)["about_s"] for s in (3.0, 6.0)]
+    rounds = (told[1] - told[0]) / (8 * 3.0)
+    assert rounds >= 1
+    assert told[0] == pytest.approx(rounds * (8 * 3.0 + 2 * 2.0))

@@ -402,3 +402,23 @@ def test_a_head_that_cannot_be_predicted_gets_an_n_gram_mode_beside_it(request_)
     assert [d.mode for d in recommendation.drafting.parts] == [Mode.MTP, Mode.NGRAM_SIMPLE]
     together = [d for d in dict.fromkeys(backend.main_launches()) if d.beside]
     assert 1 <= len(together) <= 3
+
+
+@pytest.mark.parametrize("tells_energy", [False, True])
+def test_off_is_planned_as_long_as_it_is_asked(request_, monkeypatch, tells_energy):
+    """At 50 ms a token 51 of 64 tokens are enough; all are generated where joules are counted, and the plan knows."""
+    finish, planned = StateWatch.finish, []
+    if tells_energy:
+        monkeypatch.setattr(StateWatch, "finish", lambda w: replace(finish(w), gpu_energy_j=1.0))
+
+    def look(search: Search) -> None:
+        (cell,) = search._cells
+        planned.append(search._context.pairing.pace.request_s(cell.cell.key, OFF))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "run", look)
+    costs = replace(WAITS_FOR_MEMORY, prompt_ms=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=costs))
+    tokens = 64 if tells_energy else 51
+    assert planned == [pytest.approx(tokens * 0.05, rel=0.05)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autospec.backends.protocol import LaunchSettings
 from autospec.backends.registry import Scores
+from autospec.backends.user_args import args_of_draft
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, RequestError
 from autospec.tuning.launches import Launches
@@ -72,6 +75,32 @@ def test_one_that_dies_is_told():
     assert told == [
         "draft.gguf is read token by token, because llama-cpp-python cannot load it: The server died of its first matrix."
     ]
+
+
+class WithProjector(SimulatedBackend):
+    """A backend whose models load with their own projector only."""
+
+    def launch(self, model_path, drafting, settings):
+        """See `Backend`."""
+        if "--mmproj" in settings.args and model_path != "/main.gguf":
+            raise LaunchError("The projector is of another model.", permanent=True)
+        return super().launch(model_path, drafting, settings)
+
+    def settings_of_draft(self, settings):
+        """See `DraftsAlone`."""
+        return replace(settings, args=args_of_draft(settings.args))
+
+
+def test_a_draft_is_launched_alone_without_what_is_the_main_models():
+    """A projector or an adapter would keep it from loading; the main model's own launch keeps them."""
+    backend = WithProjector(lambda _d, _t: 1.2)
+    settings = LaunchSettings(("-c", "4096", "--mmproj", "/eyes.gguf"))
+    with Launches(backend, "/main.gguf", settings, resident=2) as launches:
+        launches.off()
+        with launches.alone("/draft.gguf", [("--swa-full",)]) as draft:
+            assert draft.settings.args == ("-c", "4096", "--swa-full")
+        with launches.alone("/main.gguf") as main:
+            assert main.settings == settings
 
 
 def plain(**options):
@@ -153,6 +182,30 @@ def test_a_new_off_that_does_not_fit_beside_the_old_one_is_launched_alone():
         assert backend.running == {launches.off().launch_id}
         assert launches.drafted(DRAFTING)
         assert backend.running == {launches.drafted(DRAFTING).launch_id}
+
+
+@pytest.mark.parametrize("second", ["drafted", "renewed", "alone"])
+def test_why_launches_take_turns_is_told_once(second):
+    """Two do not fit after all: a user wonders why a tune takes so long."""
+    backend, told = plain(), []
+
+    def refuse(_drafting):
+        if backend.running:
+            raise LaunchError("Out of memory.")
+
+    with Launches(backend, "/main.gguf", LaunchSettings(), resident=2, tell=told.append) as launches:
+        launches.off()
+        backend.before_launch = refuse
+        if second == "renewed":
+            launches.renew()
+        elif second == "alone":
+            with launches.alone("/draft.gguf"):
+                pass
+        launches.drafted(DRAFTING)
+        launches.off()
+        assert launches.resident == backend.most_running == 1
+    why = "A second server did not start beside the first one: Out of memory."
+    assert told == [f"{why} The servers with and without drafting run by turns from now on."]
 
 
 def test_an_off_that_does_not_start_at_all_is_an_error_and_leaves_nothing():

@@ -145,6 +145,30 @@ def test_a_draft_is_timed_where_it_will_run():
 
 
 @pytest.mark.parametrize(
+    ("args", "place"),
+    [
+        (("-ngl", "20"), SQUEEZED),  # 20 of 33, as asked
+        (("-ngl", "0"), Placement(0, 33, (("CPU_Mapped", 9000.0),))),
+        (("-dev", "none"), Placement(0, 33, (("CPU_Mapped", 9000.0),))),
+        # A build of 2025 leaves a draft on the processor unless it is told otherwise.
+        ((), Placement(0, 33, (("CPU_Mapped", 9000.0),))),
+    ],
+)
+def test_layers_that_off_has_not_displaced_leave_two_servers_side_by_side(args, place):
+    """A draft that is where the user wants it, or goes there by itself, has lost nothing to its neighbour."""
+    backend = OnCard(lambda _drafting, _running: place)
+    told: list[str] = []
+    with Launches(backend, "/main.gguf", LaunchSettings(args), resident=2, tell=told.append) as launches:
+        launches.off()
+        with launches.alone("/draft.gguf") as server:
+            assert server.placement == place
+        launches.off()
+        launches.drafted(DRAFTING)
+        assert len(backend.running) == launches.resident == 2
+    assert told == []
+
+
+@pytest.mark.parametrize(
     ("memory_gib", "devices", "where", "expected"),
     [
         (64, (), Where.DEVICE, 2),

@@ -9,7 +9,7 @@ import pytest
 
 from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
-from autospec.drafting import Drafting, Mode
+from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware.state import MachineState
 from autospec.measure.asking import Asking, disturbance
 from autospec.measure.measurements import Pair, Phase
@@ -73,7 +73,7 @@ def with_states(off: MachineState, drafted: MachineState) -> Pair:
         (CALM, replace(CALM, other_load=1.0), "load of other processes changed"),
         (CALM, replace(CALM, steal=0.9), "load of other processes changed"),
         (CALM, replace(CALM, on_battery=True), "on battery"),
-        (CALM, replace(CALM, thermal="throttled"), "heat"),
+        (CALM, replace(CALM, thermal="throttled"), "Heat"),
         (replace(CALM, changed="the machine went on battery"), CALM, "on battery"),
         (CALM, replace(CALM, swap_in_bytes=1 << 30), "swap"),
     ],
@@ -118,3 +118,29 @@ def test_waits_for_other_programs_and_gives_up_after_a_minute(tmp_path):
     pairs, _ = pairing(tmp_path / "other", Watch(*[busy] * 61), slept)
     list(pairs.block(TASKS[:1], DRAFTING, Phase.PROVE, 1))
     assert sum(slept) == 60.0
+
+
+def test_time_is_planned_by_what_was_asked_and_not_by_what_is_continued_on_paper(tmp_path):
+    """Off is cut after some hundred tokens of 1000; its pairs count as if all had been generated."""
+    long = [replace(task, prompt=replace(task.prompt, max_tokens=1000)) for task in TASKS]
+    backend = SimulatedBackend(lambda _d, _t: 1.2, launch_s=0.0)
+    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2)
+    store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
+
+    def runner() -> PairedRunner:
+        return PairedRunner(
+            launches, Asking("protocol", 1000, 0.0, Watch()), store, since={}, clock=backend.clock
+        )
+
+    asked = runner()
+    begun = backend.clock.now
+    found = [m.pair for m in asked.block(long, DRAFTING, Phase.PROVE, 1)]
+    each_s = (backend.clock.now - begun) / len(long)
+    assert sum(p.off.wall_ms + p.drafted.wall_ms for p in found) / 3000.0 > 1.2 * each_s
+    assert asked.took_s("cell", DRAFTING) == pytest.approx(each_s)
+    assert asked.took_s("cell", OFF) == 0.0
+    # A later tune, which has asked nothing yet.
+    later = runner()
+    later.note_stored("cell", DRAFTING)
+    assert later.pair_s(long[0], DRAFTING) == pytest.approx(each_s)
+    launches.close()

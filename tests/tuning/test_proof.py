@@ -42,7 +42,7 @@ def pair(prompt: str, round_: int) -> Pair:
 def looked_at(rounds: int, history: CellHistory, stored: Sequence[Pair] = ()) -> CellRun:
     """A cell of eight prompts whose four rounds are stored, looked at after so many."""
     stored = stored or [pair(f"p{k}", round_) for round_ in range(1, 5) for k in range(8)]
-    pairing = SimpleNamespace(known=lambda *_: stored)
+    pairing = SimpleNamespace(known=lambda *_: stored, failing=lambda *_: frozenset())
     definition = SimpleNamespace(rule=Rule(looks=(1, 2, 4)), prompts_per_round=8)
     context = SimpleNamespace(
         pairing=pairing,

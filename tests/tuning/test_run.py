@@ -16,10 +16,8 @@ from autospec.catalog.model import Model
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Engine, Mode
 from autospec.errors import (
-    AutospecError,
     BusyError,
     LaunchError,
-    RequestError,
     ServerDiedError,
     StoreError,
 )
@@ -279,17 +277,6 @@ def test_off_that_does_not_start_ends_the_tune(request_):
 
     with pytest.raises(LaunchError, match="The model file is damaged"):
         tune(request_, SimulatedBackend(pays_for_coding, before_launch=refuse))
-
-
-def test_request_that_fails_without_drafting_ends_the_tune(request_):
-    """A prompt that off cannot answer is a fault of the settings; the error names the prompt."""
-
-    def refuse(server: SimulatedServer, text: str) -> None:
-        if server.drafting.is_off and "coding prove 3" in text:
-            raise RequestError("The context is too small.")
-
-    with pytest.raises(AutospecError, match=r"coding-prove-3 .*: The context is too small"):
-        tune(request_, SimulatedBackend(pays_for_coding, before_answer=refuse))
 
 
 def test_server_that_dies_once_is_launched_again(request_):

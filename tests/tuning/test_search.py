@@ -200,3 +200,19 @@ def test_several_modes_are_not_launched_blindly(request_, speedup, combines):
     backend = SimulatedBackend(alone, combines=combines)
     tune(request_, backend)
     assert not any(d.beside for d in backend.launched)
+
+
+def test_the_prompts_of_a_trial_are_planned_by_the_time_that_requests_take(request_, monkeypatch):
+    """Off is cut at 16 tokens of 64 once its pace is known; its pairs count as whole answers."""
+    monkeypatch.setattr("autospec.measure.asking.enough_tokens", lambda _token_ms: 16)
+    planned: list[float] = []
+
+    def note(_search: Search, pair_s: float) -> int:
+        planned.append(pair_s)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "_affordable_prompts", note)
+    with pytest.raises(KeyboardInterrupt):
+        tune(request_, SimulatedBackend(lambda _d, _t: 1.0, noise=0.0))
+    # At 50 tokens a second: 1.28 s with drafting, and without it once whole and once cut.
+    assert planned == [pytest.approx(1.28 + (1.28 + 0.32) / 2)]

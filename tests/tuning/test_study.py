@@ -13,7 +13,7 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import StoreError
 from autospec.tuning.definition import load_definition
 from autospec.tuning.space import Arm, Space
-from autospec.tuning.study import CellStudy, open_storage
+from autospec.tuning.study import PROMPTS, SEARCHED, WINNER, CellStudy, open_storage
 
 DEFINITION = load_definition("quick")
 CELL = Cell(
@@ -62,3 +62,12 @@ def test_a_database_of_another_optuna_says_what_to_do(tmp_path: Path, revision: 
     with pytest.raises(StoreError, match="Optuna cannot use the database") as raised:
         open_storage(f"sqlite:///{file}")
     assert hint in str(raised.value.hint)
+
+
+def test_a_new_search_keeps_nothing_of_the_last_ones_choice(tmp_path: Path):
+    """Nor how many prompts a trial has: a first tune with little time asked one, and every later tune would."""
+    own = study(tmp_path, Arm(Mode.NGRAM_MOD))
+    for key in (WINNER, SEARCHED, PROMPTS):
+        own.note(key, 1)
+    own.begin_again()
+    assert [own.noted(key) for key in (WINNER, SEARCHED, PROMPTS)] == [None] * 3

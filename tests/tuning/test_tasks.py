@@ -54,6 +54,27 @@ def test_pairs_come_after_each_stretch(tmp_path, monkeypatch):
     assert max(gaps) <= 2 * MOST_S + 2 * made.backend.launch_s
 
 
+def test_a_stretch_shows_that_it_moves(tmp_path, monkeypatch):
+    """A side of ten minutes and its launch pass without a pair: each half is told, and the count never falls."""
+    made = lab(tmp_path, monkeypatch, resident=1, cells=TWELVE, speedup=lambda *_: 1.0, request_s=30)
+    clock, told = made.backend.clock, []
+    found = list(block(made, on_done=lambda done: told.append((clock.now, done))))
+    assert [done for _, done in told] == list(range(1, len(found) + 1))
+    gaps = [after - before for (before, _), (after, _) in itertools.pairwise(told)]
+    assert max(gaps) <= 2 * 35 + made.backend.launch_s
+
+
+def test_a_round_by_turns_reports_its_steps(tmp_path, monkeypatch):
+    """Also in the proof's own steps; two servers side by side report each pair once."""
+    for resident in (1, 2):
+        made = lab(tmp_path / str(resident), monkeypatch, resident=resident, budget_s=600.0)
+        at: list[float] = []
+        made.watcher.step = lambda step, at=at, made=made: at.append(made.backend.clock.now)  # type: ignore[method-assign]
+        made.prove()
+        gaps = [after - before for before, after in itertools.pairwise(at)]
+        assert max(gaps) < 2 * 20.0 + 5.0, resident
+
+
 def test_every_cell_is_measured_in_both_orders(tmp_path, monkeypatch):
     """Half of a cell's pairs start with off, half with drafting, which cancels a later slowdown."""
     made = lab(tmp_path, monkeypatch, resident=1, cells=TWELVE, speedup=lambda *_: 1.0, request_s=19)

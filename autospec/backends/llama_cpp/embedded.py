@@ -13,7 +13,7 @@ import json
 import mmap
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ask_child
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
-from autospec.backends.user_args import check_count, options_of, refuse_owned
-from autospec.cells import Build
+from autospec.backends.user_args import args_of_draft, check_count, options_of, refuse_owned
+from autospec.cells import Build, options_in
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, is_integrated, on_metal
@@ -324,6 +324,13 @@ class Embedded:
             return _probe(self._state_dir).devices
         except BackendMissingError:
             return None
+
+    def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
+        """See `autospec.backends.registry.DraftsAlone`."""
+        options = options_in(args_of_draft(settings.args))
+        # The draft's devices can be set, and those of a main model cannot.
+        args = (word for flag, values in options if flag in _BY_NAME for word in (flag, *values))
+        return replace(settings, args=tuple(args))
 
     def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
         """See `autospec.backends.registry.Scores`."""

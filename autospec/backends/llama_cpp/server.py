@@ -25,7 +25,7 @@ from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.protocol import Capabilities, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
-from autospec.backends.user_args import check
+from autospec.backends.user_args import args_of_draft, check
 from autospec.catalog.model import loads_projector, without_projector
 from autospec.cells import options_in, values_of
 from autospec.drafting import Drafting, Mode
@@ -179,6 +179,10 @@ class LlamaServer:
         if self._has_devices is None:
             self._has_devices = bool(self.devices())
         return self._has_devices
+
+    def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
+        """See `autospec.backends.registry.DraftsAlone`."""
+        return replace(settings, args=args_of_draft(settings.args))
 
     def scorer(self, model_path: str, n_ctx: int) -> LlamaCppScorer:
         """See `autospec.backends.registry.Scores`."""

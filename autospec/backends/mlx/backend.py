@@ -255,7 +255,7 @@ class Mlx:
         )
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
-        """See `autospec.backends.registry.InProcess`: the settings of cache and prompt processing."""
+        """See `autospec.backends.registry.DraftsAlone`: the settings of cache and prompt processing."""
         options = options_in(settings.args)
         kept = tuple(word for flag, values in options if flag in _OF_BOTH for word in (flag, *values))
         return LaunchSettings(args=kept, ready_timeout_s=settings.ready_timeout_s)

@@ -1,0 +1,171 @@
+"""A server that answers some prompts with an error, and lives: they are left out, and the others go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autospec.cells import PromptType
+from autospec.drafting import OFF, Mode
+from autospec.errors import AutospecError, BackendError, NoAnswerError, RequestError
+from autospec.measure.measurements import Phase
+from autospec.recommendations import Verdict
+from autospec.tuning.paired_runner import MOST_FAILING
+from autospec.tuning.tasks import Task
+from tests.predict.machine import Machine, MachineTokens
+from tests.tuning.proofs import lab, ngram, prompts
+from tests.tuning.simulated import SimulatedBackend, SimulatedServer
+from tests.tuning.test_forecast import WAITS_FOR_MEMORY
+from tests.tuning.test_paired_runner import DRAFTING, TASKS, Watch, pairing
+from tests.tuning.test_run import (
+    TYPES,
+    Silent,
+    nobody_else_is_at_work,
+    pays_for_coding,
+    request_,
+    tune,
+)
+
+pytestmark = pytest.mark.usefixtures("no_waits")
+
+__all__ = ["nobody_else_is_at_work", "request_"]
+
+
+def refusing(*words: str, off: bool | None = None):
+    """Refuses prompts with one of these words: all servers, or only those with or without drafting."""
+
+    def refuse(server: SimulatedServer, text: str) -> None:
+        if off in (None, server.drafting.is_off) and any(word in text for word in words):
+            raise RequestError("status 500: the answer cannot be parsed.")
+
+    return refuse
+
+
+@pytest.mark.parametrize("resident", [2, 1])
+@pytest.mark.parametrize("off", [True, False])
+def test_one_failing_prompt_leaves_the_others(tmp_path, resident, off):
+    """It comes back without a pair and with the reason, and is not asked again in this tune."""
+    told: list[str] = []
+    runner, backend = pairing(tmp_path, Watch(), [], resident=resident)
+    runner._tell = told.append
+    backend.before_answer = refusing('"1"', off=off)
+    for round_ in (1, 2):
+        measured = {m.task.prompt_id: m for m in runner.block(TASKS, DRAFTING, Phase.PROVE, round_)}
+        assert measured.keys() == {"p0", "p1", "p2"}
+        assert [name for name, m in measured.items() if m.pair is None] == ["p1"]
+        assert measured["p1"].disturbed == "status 500: the answer cannot be parsed."
+        assert len(runner.known("cell", DRAFTING, Phase.PROVE, round_)) == 2
+    side = "without drafting" if off else f"with {DRAFTING.label}"
+    assert told == [
+        f"The prompt p1 is left out, because it fails {side}: status 500: the answer cannot be parsed."
+    ]
+    assert runner.failing("cell", OFF if off else DRAFTING) == {"p1"}
+    assert runner.missing(TASKS[1:2], DRAFTING, Phase.PROVE, 3) == []
+    assert not runner.gave_up("cell", DRAFTING)
+    runner._launches.close()
+
+
+@pytest.mark.parametrize("resident", [2, 1])
+@pytest.mark.parametrize("off", [True, False])
+def test_after_several_the_rest_of_the_type_is_not_asked(tmp_path, monkeypatch, resident, off):
+    """Each may take as long as a request; the cell beside it is measured as usual."""
+    made = lab(tmp_path, monkeypatch, resident=resident, cells=(("a", ngram(4), 1.5), ("b", ngram(4), 1.5)))
+    made.backend.before_answer = refusing("a prove", off=off)
+    before = len(made.backend.asked)
+    tasks = [Task.of(name, p) for name in ("b", "a") for p in prompts(name, 8, 1.0)]
+    measured = list(made.context.pairing.block(tasks, ngram(4), Phase.PROVE, 1))
+    assert len(measured) == 16
+    assert {m.task.cell_key for m in measured if m.pair is None} == {"a"}
+    assert sum(m.pair is not None for m in measured) == 8
+    refused = [text for _, d, text in made.backend.asked[before:] if "a prove" in text and d.is_off == off]
+    assert len(refused) == MOST_FAILING + 1
+    assert made.context.pairing.gave_up("a", ngram(4))
+    assert made.context.pairing.gave_up("a", ngram(5)) is off
+    assert sum("no more of its prompts are asked" in line for line in made.watcher.told) == 1
+    made.context.launches.close()
+
+
+def test_a_server_that_answers_nothing_without_drafting_ends_the_tune(request_):
+    """That is a fault of the settings; the error names the prompt."""
+    with pytest.raises(AutospecError, match=r"coding-tune-\d .*: status 500"):
+        tune(request_, SimulatedBackend(pays_for_coding, before_answer=refusing("tune", "prove", off=True)))
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_a_server_that_does_not_answer_in_time_is_no_fault_of_a_prompt(tmp_path, off):
+    """The next request may take the ten minutes as well: the trial or the tune ends, as earlier."""
+    runner, backend = pairing(tmp_path, Watch(), [])
+
+    def hang(server: SimulatedServer, text: str) -> None:
+        if server.drafting.is_off == off and '"1"' in text:
+            raise NoAnswerError("It did not answer within 600 s.")
+
+    backend.before_answer = hang
+    with pytest.raises(AutospecError, match="within 600 s") as raised:
+        list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
+    assert isinstance(raised.value, BackendError) is not off
+    runner._launches.close()
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_a_type_is_proved_without_its_failing_prompts(request_, off):
+    """One in the search, one in the proof: the same verdicts as without them."""
+    progress = Silent()
+    refuse = refusing("coding tune 0", "coding prove 3", "writing prove 5", off=off)
+    result = tune(request_, SimulatedBackend(pays_for_coding, before_answer=refuse), progress)
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert result[PromptType.WRITING].verdict in (Verdict.DISABLE, Verdict.UNDECIDED)
+    assert not any("the proof failed" in line for line in progress.told)
+
+
+def test_a_type_that_cannot_be_answered_ends_no_other(request_):
+    """The server cannot parse any answer of one type: that type stays off, and says why."""
+    progress = Silent()
+    result = tune(request_, SimulatedBackend(pays_for_coding, before_answer=refusing("writing")), progress)
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert result[PromptType.WRITING].verdict is Verdict.UNDECIDED
+    assert result[PromptType.WRITING].drafting.is_off
+    assert any(line.startswith("writing: no more of its prompts are asked") for line in progress.told)
+
+
+def test_a_drafting_that_fails_for_one_type_is_measured_for_the_other(request_):
+    """A trial's results stay, where earlier the whole trial failed."""
+
+    def refuse(server: SimulatedServer, text: str) -> None:
+        if server.drafting.mode is Mode.DRAFT_MODEL and "writing" in text:
+            raise RequestError("status 500")
+
+    result = tune(request_, SimulatedBackend(pays_for_coding, before_answer=refuse))
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert result[PromptType.CODING].drafting.mode is Mode.DRAFT_MODEL
+    assert result[PromptType.WRITING].drafting.is_off
+
+
+@pytest.mark.parametrize("words", ["coding tune 1", "coding"])
+def test_answers_that_cannot_be_recorded_leave_the_others_predicted(request_, monkeypatch, words):
+    """A chat template that refuses a prompt, or a whole type."""
+    request_ = replace(request_, prompt_types=TYPES)
+    for model in request_.models:
+        model.path.touch()
+    encode = MachineTokens.encode
+
+    def refuse(self, request):
+        if words in str(request.messages):
+            raise RequestError("the template raised an exception")
+        return encode(self, request)
+
+    monkeypatch.setattr(MachineTokens, "encode", refuse)
+    backend = Machine(main_path=str(request_.model.path), acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    progress = Silent()
+    result = tune_on(request_, backend, progress)
+    assert "prediction" in result[PromptType.WRITING].evidence
+    assert result[PromptType.WRITING].verdict is result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert any("is not predicted: the template raised" in line for line in progress.told)
+    assert not any("Predictions are not possible" in line for line in progress.told)
+
+
+def tune_on(request, backend, progress):
+    """A tune on a machine whose servers are not counted."""
+    backend.running = set()
+    return tune(request, backend, progress)
