@@ -63,11 +63,11 @@ class Rules:
 
 # Requests that change nothing (RFC 9110 §9.2.1) read a running server. Monitors, dashboards and browsers (icons, `/.well-known/…`) send
 # them for ever, to whatever path, and must not load a model again after each unload. Two kinds of GET start one: llama.cpp's own page,
-# which a person opens in a browser (programs do not ask for HTML), and what the page asks for first, because a browser may have
-# the page itself in its cache.
+# which a person opens in a browser (programs do not ask for HTML), and what the page asks for before a chat, because it may be open
+# still, or in the browser's cache.
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _PAGES = frozenset({"/", "/index.html"})
-_OF_PAGES = frozenset({"/props"})
+_OF_PAGES = frozenset({"/props", "/tools"})
 
 
 def _may_start(request: web.BaseRequest, path: str) -> bool:

@@ -173,12 +173,12 @@ def test_polls_start_no_model(loop, dispatch, storage, method, path, headers, de
 
 @pytest.mark.parametrize("named", ["", "?model=main"])
 def test_a_page_that_a_person_opens_starts_the_model(loop, dispatch, storage, named):
-    """llama.cpp's own, and what it asks for first; that counts as use."""
+    """llama.cpp's own, and what it asks for before a chat; that counts as use."""
     dispatch.running = False
     with proxy_over(loop, dispatch, storage) as proxy:
-        for path, headers in (("/", HTML), ("/props", {})):
+        for path, headers in (("/", HTML), ("/props", {}), ("/tools", {})):
             assert ask(proxy, "GET", path + named, headers=headers).status_code == 200
-    assert [w.is_probe for w in dispatch.wanted] == [False, False]
+    assert [w.is_probe for w in dispatch.wanted] == [False] * 3
 
 
 @pytest.mark.parametrize("path", ["/models/unload", "/models/load", "/v1/models", "/v1/models/main"])
