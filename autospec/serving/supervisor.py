@@ -76,6 +76,7 @@ class Supervisor:
         self._scanned_at_s = self._clock()
         self._scan: asyncio.Task[None] | None = None
         self._scanning: asyncio.Future[ModelRegistry] | None = None  # in its thread; it may hang
+        self._learning: asyncio.Future[dict[str, ModelAdvice]] | None = None  # likewise
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -262,9 +263,15 @@ class Supervisor:
             found = known_of(model, self._place(registry, model), stored, self._trust, likely=likely)
             return without_drafting(found, since) if since else found
 
-        # In a thread: it checks for draft files and hashes a cell per recommendation and model.
-        known = await in_thread(lambda: {model.name: known_now(model) for model in registry.models})
-        self._reconciler.learn(known)
+        # In a thread: it checks for draft files, whose disk may hang, too, and hashes a cell per recommendation and model.
+        if self._learning is None or self._learning.done():
+            self._learning = in_thread(lambda: {model.name: known_now(model) for model in registry.models})
+            await asyncio.wait({self._learning}, timeout=_SCAN_WAIT_S)
+        if not self._learning.done():
+            raise AutospecError(
+                "The draft models could not be checked: a folder does not answer.", "Look at model_dirs."
+            )
+        self._reconciler.learn(self._learning.result())
         self._switched_off = switched_off
 
     def _place(self, registry: ModelRegistry, model: Model) -> AdviceKey:

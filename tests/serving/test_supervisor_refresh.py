@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from autospec.errors import UnknownModelError
+from autospec.errors import AutospecError, UnknownModelError
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.model_registry import ModelRegistry
 from tests.serving.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until, wanted
@@ -119,5 +119,37 @@ def test_a_scan_that_hangs_keeps_nobody_waiting(monkeypatch, caplog):
                 scene.clock.now_s += 31.0
                 await supervisor._rescanned()
             (await supervisor.lease(wanted("beta"))).give_back()
+
+    asyncio.run(scenario())
+
+
+def test_a_draft_on_a_disk_that_hangs_keeps_nobody_waiting(monkeypatch):
+    """What is recommended is read again when the disk answers; meanwhile who asks for a change is told."""
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    answers, known_of = threading.Event(), supervisor_module.known_of
+    answers.set()
+    asked = []
+
+    def slowly(*args, **more):
+        asked.append(args)
+        assert answers.wait(20)
+        return known_of(*args, **more)
+
+    monkeypatch.setattr(supervisor_module, "known_of", slowly)
+
+    async def scenario() -> None:
+        scene = FaultyScene(models=(ALPHA,))
+        async with scene.opened() as supervisor:
+            answers.clear()
+            asked.clear()
+            for _ in range(3):
+                with pytest.raises(AutospecError, match="a folder does not answer"):
+                    await supervisor.switch_drafting("alpha", off=True)
+            assert len(asked) == 1
+            (await supervisor.lease(wanted())).give_back()
+            answers.set()
+            await until(supervisor._learning.done)
+            await supervisor.refresh()
+            assert "alpha-1b" in supervisor.status()["drafting_off"]
 
     asyncio.run(scenario())
