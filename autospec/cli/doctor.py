@@ -214,7 +214,7 @@ def _database_file(url: str) -> Path | None:
 
 
 def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware) -> None:
-    """How much launches of each backend differ, as tunes on this machine measured it."""
+    """How much launches of each backend differ, as tunes on this machine measured it: of the model that was compared last."""
     from autospec.cells import Build
     from autospec.measure.launch_scatter import LaunchScatter
     from autospec.store.database import open_store
@@ -222,7 +222,7 @@ def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware
 
     # autospec does not launch attached servers.
     launched = {b["name"]: b for b in findings.backends if b["ok"] and b["name"] != "attached"}
-    known: dict[str, LaunchScatter] = {}
+    known: dict[str, tuple[str, LaunchScatter]] = {}
     file = _database_file(settings.storage)
     if launched and findings.storage["ok"] and (file is None or file.exists()):
         with (
@@ -231,10 +231,13 @@ def _examine_launches(findings: Findings, settings: Settings, hardware: Hardware
         ):
             for name, backend in launched.items():
                 build = Build(name, backend["build"], backend["fingerprint"])
-                known[name] = known_scatter(store, hardware.id, build)
+                # A verdict counts those of its own model.
+                if models := store.compared_models(hardware.id, build):
+                    known[name] = models[0], known_scatter(store, hardware.id, build, models[0])
     for name, backend in launched.items():
-        scatter = known.get(name, LaunchScatter())
-        backend["launch_scatter"] = {**scatter.to_json(), "words": scatter.words}
+        model, scatter = known.get(name, ("", LaunchScatter()))
+        words = f"{model}: {scatter.words}" if model else scatter.words
+        backend["launch_scatter"] = {**scatter.to_json(), "words": words}
 
 
 def _examine_translation(findings: Findings, settings: Settings) -> None:

@@ -36,6 +36,7 @@ from autospec.store.queries import (
     insert_launch_comparison,
     insert_samples,
     prune_samples,
+    select_compared_models,
     select_launch_comparisons,
     select_samples,
 )
@@ -242,16 +243,21 @@ class Store:
     def add_launch_comparison(
         self, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
     ) -> None:
-        """Store a comparison of two launches; `model` is for people who read the table."""
+        """Store a comparison of two launches; `model` is the main model with the user's arguments."""
         with plain_errors(self._engine), self._engine.begin() as connection:
             insert_launch_comparison(connection, hardware_id, build, model, comparison)
 
     def launch_comparisons(
         self, hardware_id: str, build: Build, model: str | None = None
     ) -> list[LaunchComparison]:
-        """Return the newest launch comparisons on a machine with exactly this build, oldest first."""
+        """Return the newest launch comparisons on a machine with exactly this build, oldest first; of one model or of all."""
         with plain_errors(self._engine), self._engine.connect() as connection:
             return select_launch_comparisons(connection, hardware_id, build, model)
+
+    def compared_models(self, hardware_id: str, build: Build) -> list[str]:
+        """Return the models that such comparisons were made with, the newest first."""
+        with plain_errors(self._engine), self._engine.connect() as connection:
+            return select_compared_models(connection, hardware_id, build)
 
     def newest_recommendation(self) -> int:
         """Return the number of the newest recommendation; 0 without any."""

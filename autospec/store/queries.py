@@ -26,6 +26,7 @@ __all__ = [
     "insert_launch_comparison",
     "insert_samples",
     "prune_samples",
+    "select_compared_models",
     "select_launch_comparisons",
     "select_samples",
 ]
@@ -178,6 +179,22 @@ def select_launch_comparisons(
         .limit(_KEPT)
     )
     return [LaunchComparison(**row) for row in reversed(connection.execute(query).mappings().all())]
+
+
+def select_compared_models(connection: sa.Connection, hardware_id: str, build: Build) -> list[str]:
+    """Return the models whose launches were compared on one machine and build, the newest comparison's first."""
+    table = LAUNCH_COMPARISONS
+    query = (
+        sa.select(table.c.model)
+        .where(
+            table.c.hardware_id == hardware_id,
+            table.c.backend == build.backend,
+            table.c.build == _key(build),
+        )
+        .group_by(table.c.model)
+        .order_by(sa.func.max(table.c.id).desc())
+    )
+    return list(connection.execute(query).scalars())
 
 
 def _key(build: Build) -> str:

@@ -379,13 +379,15 @@ class Search:
         ratios = {key: math.exp(mean_log_ratio(o.pairs)) for key, o in outcomes.items()}
         pairs = {key: o.pairs for key, o in outcomes.items()}
         self._take(drafting, [(cell, ratios[cell.cell.key]) for cell in cells], pairs)
+        if self._forecast is not None:
+            self._forecast.observe(drafting, {key: o.calm for key, o in outcomes.items()})
         arm = self._space.arm_of(drafting)
-        if arm is not None and self._reach.weigh(arm, drafting, cells, pairs):
+        ruled_out = self._reach.weigh(arm, drafting, cells, pairs)
+        # Where its predictions are trusted, they choose what else is launched.
+        if arm is not None and ruled_out and not (self._forecast and self._forecast.trusts(drafting)):
             self._progress.tell(
                 f"{arm.label}: it is too slow for any other setting to win; no other setting is tried."
             )
-        if self._forecast is not None:
-            self._forecast.observe(drafting, {key: o.calm for key, o in outcomes.items()})
         words = []
         for cell in cells:
             outcome, ratio = outcomes[cell.cell.key], ratios[cell.cell.key]

@@ -119,7 +119,7 @@ def test_how_much_launches_differ_is_shown_for_the_build_that_is_here(monkeypatc
     store = open_store(load_settings().storage)
     for k in range(9):
         known = LaunchComparison(at=1.0, old=f"l{k}", new=f"l{k + 1}", difference=0.01, error=0.004, pairs=8)
-        store.add_launch_comparison(identify().id, GOOD.build, "main", known)
+        store.add_launch_comparison(identify().id, GOOD.build, "main -ngl 99", known)
     store.close()
     embedded, llama_server, *_ = examined()["backends"]
     # 0.01² ÷ 2 for one launch, and the part of 0.004² ÷ 2 that nine comparisons in a row cannot take off.
@@ -127,8 +127,15 @@ def test_how_much_launches_differ_is_shown_for_the_build_that_is_here(monkeypatc
     assert embedded["launch_scatter"]["assumed"] is False
     assert llama_server["launch_scatter"]["sd"] == 0.03
     text = " ".join(doctor().stdout.split())
-    assert "embedded b11434: draft-model, off launches differ by 0.7 % (9 comparisons)" in text
+    assert "embedded b11434: draft-model, off main -ngl 99: launches differ by 0.7 % (9 comparisons)" in text
     assert f"llama-server b2: draft-model, off {unknown}" in text
+    # A verdict counts those of its own model, and not the nine of another one.
+    store = open_store(load_settings().storage)
+    store.add_launch_comparison(identify().id, GOOD.build, "other", replace(known, old="a", new="b"))
+    store.close()
+    assert examined()["backends"][0]["launch_scatter"]["words"] == (
+        "other: too few launches have been compared yet (1 comparison): autospec assumes up to 3 %"
+    )
 
 
 def test_one_backend_is_enough(monkeypatch: pytest.MonkeyPatch):

@@ -422,3 +422,11 @@ def test_off_is_planned_as_long_as_it_is_asked(request_, monkeypatch, tells_ener
         tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=costs))
     tokens = 64 if tells_energy else 51
     assert planned == [pytest.approx(tokens * 0.05, rel=0.05)]
+
+
+def test_that_no_other_setting_is_tried_is_said_only_where_it_is_so(request_, monkeypatch):
+    """Predictions that are trusted may launch another setting, whatever one launch alone would tell."""
+    monkeypatch.setattr("autospec.tuning.search.Reach.weigh", lambda *_: True)
+    _, told = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
+    assert any("draft-model" in line and "×" in line for line in told)
+    assert not any("no other setting is tried" in line for line in told)
