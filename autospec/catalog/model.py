@@ -195,6 +195,11 @@ class Model:
         kept = min(context_tokens, self.sliding_window + _MICRO_BATCH_TOKENS)
         return everywhere * context_tokens + self.kv_sliding_bytes_per_token * kept
 
+    def growing_share(self, near_tokens: int, far_tokens: int) -> float:
+        """Return the part of the cache that grows between two contexts: layers with a sliding window stop at its size."""
+        whole = self.kv_bytes_per_token * (far_tokens - near_tokens)
+        return (self.kv_bytes(far_tokens) - self.kv_bytes(near_tokens)) / whole if whole else 1.0
+
     def to_json(self) -> dict[str, Any]:
         """All fields that the files say, for the cache and for ``autospec models --json``."""
         data = asdict(self)

@@ -156,6 +156,14 @@ def _request(r: Recommendation, figures: dict[str, Any]) -> list[str]:
             f" {percent(measured)}."
         )
     ]
+    requests, conditions = r.evidence.get("requests"), r.evidence.get(CONDITIONS)
+    if isinstance(requests, dict) and not requests.get("depth") and isinstance(conditions, dict):
+        longest = conditions.get("max_tokens")
+        if isinstance(longest, int | float) and request["answer_tokens"] > longest:
+            lines.append(
+                "What the context of a longer answer costs was not timed. It may gain less than this: a cycle of drafting reads"
+                " more of the context than a token does."
+            )
     ratios = (r.speedup, measured, generation)
     if min(ratios) < 1.0 < max(ratios):
         lines.append("Whether drafting is faster depends on the lengths of the prompt and the answer.")

@@ -1,8 +1,9 @@
 """Measures what pairs do not show: what context costs, and what a draft costs that is loaded and not used.
 
 Context: batches are timed behind a recorded prompt already. Here they are timed behind a longer context too:
-the difference is what a token costs more further on in an answer (`autospec.measure.measurements`). A sliding
-window or a state costs the same at any depth, so models with one are left out.
+the difference is what a token costs more further on in an answer (`autospec.measure.measurements`). Models with a
+sliding window are timed with a cache that keeps all of the text, and the part of their layers counts that goes on
+growing. Models with a state are left out: no batch can be timed behind their text, though their attention grows too.
 
 Idle drafts, each once: where each request carries its drafting, a client can turn drafting off by asking for
 no draft tokens (`num_draft_tokens: 0`). The draft still processes every prompt, keeps its memory, and
@@ -86,6 +87,8 @@ class DepthTiming:
         recordings: Sequence[Recording],
         near_ms: Mapping[int, float],
         read_ms: float,
+        *,
+        grows: Callable[[int, int], float] = lambda _near, _far: 1.0,
     ) -> Callable[[Tokens], None] | None:
         """How to time a model's batches behind a longer context; ``None`` if it would take too long, or is known.
 
@@ -95,6 +98,7 @@ class DepthTiming:
             recordings: Their text makes the context; batches are timed behind the typical one.
             near_ms: Tokens in a batch → milliseconds behind the typical recording's prompt.
             read_ms: Milliseconds in which the model reads one token of a prompt.
+            grows: The part of the timed cache that grows between two contexts of a server in use.
         """
         affordable = _READING_SHARE * self.left_s() * 1000.0 / read_ms if read_ms > 0.0 else _DEEPER_TOKENS
         tokens = int(min(affordable, _DEEPER_TOKENS))
@@ -106,6 +110,9 @@ class DepthTiming:
                 rise = time_depth(asked, recordings, near_ms, tokens)
             except RequestError:
                 return  # the servers' context is too short for it: the answers in use are short, too
+            near = len(typical_of(recordings).prompt_ids)
+            part = grows(near, near + tokens)
+            rise = DepthRise(part * rise.pass_ms, part * rise.token_ms)
             self._rises[draft] = rise, tokens
             self.keep(_under(name), {**rise.to_json(), _MORE: tokens})
 

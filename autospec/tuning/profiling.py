@@ -63,6 +63,12 @@ def timed_apart(path: str) -> bool:
     return model is not None and (model.has_recurrent_state or model.sliding_window > 0)
 
 
+def _growing_share(path: str, near_tokens: int, far_tokens: int) -> float:
+    """The part of a model's cache that grows between two contexts."""
+    model = _header(path)
+    return 1.0 if model is None else model.growing_share(near_tokens, far_tokens)
+
+
 def output_share(path: str) -> float:
     """The output matrix ÷ the other bytes read to decode a token; 0 if the file is not a GGUF file."""
     model = _header(path)
@@ -88,6 +94,8 @@ _ON_BATTERY = "/battery"
 _T = TypeVar("_T")
 # Loads the main model if it is not loaded yet; returns None if it cannot be asked in tokens.
 _Main: TypeAlias = "Callable[[], Tokens | None]"
+# Times what context costs on a launch whose batches were timed.
+_Deeper: TypeAlias = Callable[[Callable[[], Tokens], Mapping[int, float]], None]
 
 _MAIN = "main"
 _CANARY = "canary"
@@ -248,16 +256,37 @@ class Profiler:
         name = f"{_MAIN}/whole" if timed_apart(path) else _MAIN
         stored = self._stored_times(name)
         typical = typical_of(recordings)
+        read_ms = typical.prompt_ms / len(typical.prompt_ids)
         if stored is None or max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest)):
-            stored = DraftPass({}, 0.0, self._timed(main, path, typical, largest))
+            deeper = partial(self._time_depth, "", name, recordings, read_ms=read_ms)
+            stored = DraftPass({}, 0.0, self._timed(main, path, typical, largest, deeper))
             self._keep_times(name, stored)
-        if self._hurried and not timed_apart(path):
-            read_ms = typical.prompt_ms / len(typical.prompt_ids)
-            if time_it := self._depth.time("", name, recordings, stored.batch_ms, read_ms):
-                self._undisturbed(lambda: time_it(_asked(main)))
+        if timed_apart(path):
+            self._depth.known("", name)
+        else:
+            self._time_depth("", name, recordings, lambda: _asked(main), stored.batch_ms, read_ms=read_ms)
         return dict(stored.batch_ms)
 
-    def _timed(self, main: _Main, path: str, recording: Recording, largest: int) -> dict[int, float]:
+    def _time_depth(
+        self,
+        draft: str,
+        name: str,
+        recordings: Sequence[Recording],
+        asked: Callable[[], Tokens],
+        near_ms: Mapping[int, float],
+        *,
+        read_ms: float,
+    ) -> None:
+        """Time what context costs a model, see `DepthTiming.time`; `asked` computes batches behind a text as they stand."""
+        grows = partial(_growing_share, draft or self._context.launches.model_path)
+        if self._hurried and (
+            time_it := self._depth.time(draft, name, recordings, near_ms, read_ms, grows=grows)
+        ):
+            self._undisturbed(lambda: time_it(asked()))
+
+    def _timed(
+        self, main: _Main, path: str, recording: Recording, largest: int, deeper: _Deeper
+    ) -> dict[int, float]:
         """Times of the main model's batches, from whichever server allows it; empty if none does."""
         if not timed_apart(path):
             try:
@@ -265,24 +294,32 @@ class Profiler:
             except RequestError:
                 pass  # the cache cannot be cut, which the file did not tell
         try:
-            return self._timed_whole(path, recording, largest)
+            return self._timed_whole(path, recording, largest, deeper)
         except BackendError as error:
             self._context.progress.tell(
                 f"Batches cannot be timed here; their costs are estimated from launches: {error.message}"
             )
             return {}
 
-    def _timed_whole(self, path: str, recording: Recording, largest: int) -> dict[int, float]:
-        """Times of batches from a launch that neither splits nor repeats them, for models whose usual server does."""
+    def _timed_whole(
+        self, path: str, recording: Recording, largest: int, deeper: _Deeper = lambda *_: None
+    ) -> dict[int, float]:
+        """Times of batches from a launch that neither splits nor repeats them, for models whose usual server does.
+
+        `deeper` gets the launch where it computes batches behind a text, and their times.
+        """
         with self._context.launches.alone(path, WHOLE_BATCHES) as server:
-            if server.tokens is None:
+            if (tokens := server.tokens) is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
-            timed = partial(time_batches, server.tokens, recording, largest)
+            timed = partial(time_batches, tokens, recording, largest)
             if not keeps_state(path):
                 try:
-                    return self._undisturbed(timed)
+                    times = self._undisturbed(timed)
                 except RequestError:
                     pass  # this build has no full-size cache for sliding-window attention
+                else:
+                    deeper(lambda: tokens, times)
+                    return times
             return self._undisturbed(partial(timed, behind=False))
 
     def _passes(self, recordings: dict[str, dict[str, Recording]]) -> dict[str, DraftPass]:
@@ -344,7 +381,7 @@ class Profiler:
         state = keeps_state(draft)
         more = WHOLE_BATCHES if timed_apart(draft) and not state else ()
         with self._context.launches.alone(draft, more) as server:
-            if server.tokens is None:
+            if (tokens := server.tokens) is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
             owners = {recording.prompt_id: cell for cell, recording in missing}
 
@@ -354,11 +391,11 @@ class Profiler:
                     name = f"{identity}/{profile.prompt_id}"
                     self._keep(owners[profile.prompt_id], "profile", name, profile.to_json())
 
-            with self._scorer(server.tokens, draft, todo) as scorer:
+            with self._scorer(tokens, draft, todo) as scorer:
                 made = self._undisturbed(
                     partial(
                         pass_of,
-                        server.tokens,
+                        tokens,
                         todo,
                         longest=self._longest,
                         scorer=scorer,
@@ -369,11 +406,10 @@ class Profiler:
                         hopeless=partial(self._hopeless, draft, recordings, profiles),
                     )
                 )
-            if self._hurried and not made.hopeless and not timed_apart(draft):
+            if not made.hopeless and not state:
                 read = next(r for r in todo if r.prompt_id in made.profiles)
                 read_ms = made.profiles[read.prompt_id].draft_prompt_ms / len(read.prompt_ids)
-                if time_it := self._depth.time(draft, identity, todo, made.batch_ms, read_ms):
-                    self._undisturbed(partial(time_it, server.tokens))
+                self._time_depth(draft, identity, todo, lambda: tokens, made.batch_ms, read_ms=read_ms)
         if state:
             batches = self._timed_whole(draft, typical_of(todo), self._longest + 1)
             made = replace(made, batch_ms=batches)

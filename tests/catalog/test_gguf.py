@@ -11,7 +11,7 @@ import pytest
 
 from autospec.catalog.gguf import read_gguf
 from autospec.errors import ModelFileError
-from tests.catalog.making import TOKENS, write_gguf
+from tests.catalog.making import TOKENS, make_model, write_gguf
 
 
 def test_the_real_smollm2(lab_models) -> None:
@@ -148,6 +148,14 @@ class TestKvCache:
             attention__value_length=np.uint32(512), attention__key_length_mla=np.uint32(192),
         )  # fmt: skip
         assert model.kv_bytes_per_token == 4 * 2 * 576
+
+    def test_what_grows_is_what_has_no_window_or_has_not_filled_it(self) -> None:
+        """Half of the cache has a window of 128 tokens, and room for 512 more."""
+        model = make_model(kv_bytes_per_token=8, kv_sliding_bytes_per_token=4, sliding_window=128)
+        assert model.growing_share(100, 600) == 1.0
+        assert model.growing_share(1000, 2000) == 0.5
+        assert model.growing_share(540, 740) == 0.75
+        assert make_model(kv_bytes_per_token=0).growing_share(100, 600) == 1.0
 
     def test_sliding_layers_stop_growing(self, tmp_path: Path) -> None:
         """Layers with a window keep the window and one micro-batch, the others everything."""

@@ -297,6 +297,20 @@ def test_a_prompt_that_is_computed_whole_with_drafting_is_told():
     ) in said(explain(recommendation(speedup=0.9, evidence=evidence)))
 
 
+@pytest.mark.parametrize("depth", [None, {"plain_ms": 50.0, "reach_tokens": 572, "rises": {}}])
+def test_an_answer_whose_context_was_not_timed_is_told(depth):
+    """A hybrid's layers read the whole text, and no batch of it can be timed behind one."""
+    request = {"prompt_tokens": 113.5, "answer_tokens": 384.0, "cached_share": 0.5, "source": "suite"}
+    evidence = {
+        "request": request, "measured_speedup": 1.2, "decode_speedup": 1.8,
+        "requests": {"depth": depth}, "conditions": {"max_tokens": 64},
+    }  # fmt: skip
+    words = "What the context of a longer answer costs was not timed."
+    assert (words in said(explain(recommendation(speedup=1.6, evidence=evidence)))) is (depth is None)
+    evidence["conditions"] = {"max_tokens": 384}
+    assert words not in said(explain(recommendation(speedup=1.6, evidence=evidence)))
+
+
 def test_energy_is_told_where_it_is_known():
     """Beside the speed, with what the joules are of."""
     known = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,13 @@ from autospec.errors import RequestError
 from autospec.measure.measurements import DepthCosts, DepthRise, Shapes
 from autospec.predict.profile import Recording
 from autospec.store.database import open_store
+from autospec.tuning import profiling
 from autospec.tuning.calibration import DepthTiming
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.request import TuneRequest
+from tests.catalog.making import make_model
 from tests.predict.machine import MachineTokens
 from tests.tuning.proofs import lab
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, machine, tune
@@ -153,3 +156,35 @@ def test_a_proof_that_was_looked_at_keeps_its_requests(tmp_path, monkeypatch):
     cell.history, cell.shapes = begun, replace(cell.shapes, depth=None)
     depth.note([answer])
     assert set(cell.shapes.depth.rises) == {"", "/new", "/proved"}
+
+
+def rise_for(request: TuneRequest, monkeypatch, *, main: Any = None, draft: Any = None) -> DepthCosts | None:
+    """What a tune finds whose models' files say this of their caches; batches of those with a state stand alone."""
+    headers = {str(request.models[0].path): main, str(request.models[1].path): draft}
+    monkeypatch.setattr(profiling, "_header", headers.get)
+    recommendation, _ = tune(request, machine(request, acceptance=lambda _: 0.85, costs=DEEP))
+    return depth_of(recommendation)
+
+
+def header(window: int, sliding: int, *, state: bool = False) -> Any:
+    """A model of 600 bytes a token, with so many of them in layers with a window."""
+    model = make_model(kv_bytes_per_token=600, kv_sliding_bytes_per_token=sliding, sliding_window=window)
+    return replace(model, has_recurrent_state=state, files=())
+
+
+def test_the_layers_without_a_window_go_on_growing(request_, monkeypatch):
+    """Of main model and draft, a sixth of the layers see all of the text: each token adds a sixth of what was timed, or more."""
+    monkeypatch.setattr("autospec.tuning.profiling.output_share", lambda _: 0.0)
+    monkeypatch.setattr("autospec.catalog.model._MICRO_BATCH_TOKENS", 0)
+    gemma = header(32, 500)
+    depth = rise_for(request_, monkeypatch, main=gemma, draft=gemma)
+    assert depth is not None
+    alone, cycle = depth.rises[""], depth.rises[str(request_.models[1].path)]
+    assert (alone.pass_ms, alone.token_ms) == pytest.approx((0.05 / 6, 0.05 / 6), rel=0.1)
+    assert (cycle.pass_ms, cycle.token_ms) == pytest.approx((0.055 / 6, 0.06 / 6), rel=0.1)
+
+
+def test_a_state_leaves_it_out(request_, monkeypatch):
+    """No batch can be timed behind a text: the evidence has no rise."""
+    monkeypatch.setattr("autospec.tuning.profiling.output_share", lambda _: 0.0)
+    assert rise_for(request_, monkeypatch, main=header(0, 0, state=True)) is None
