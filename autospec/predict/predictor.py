@@ -189,7 +189,8 @@ class Predictor:
 
         Args:
             drafting: The launched drafting.
-            pairs: Its pairs, of any cells; those of prompts that were not recorded are ignored.
+            pairs: Its pairs, of any cells; those of prompts that were not recorded are ignored, and those with another text unless
+                their cycles are the replayed ones.
 
         Returns:
             The comparison, or ``None`` if there was nothing to compare.
@@ -200,6 +201,7 @@ class Predictor:
             for pair in pairs
             if (counts := self.counts(pair.off.cell_key, pair.off.prompt_id, drafting)) is not None
             and self._as_recorded(pair)
+            and (pair.same_text or _replayed([(pair, counts)]))
         ]
         if not known:
             return None
@@ -216,8 +218,9 @@ class Predictor:
                 continue  # without a time of token generation, or disturbed
             scale = pair.off.predicted_ms / (pair.off.predicted_tokens - 1) / curve.plain_ms
             verified, steps = counts.after_first_token
-            # An answer that came as a whole with its first cycle has no time of token generation.
-            if verified.any() and pair.drafted.predicted_ms > 0:
+            # An answer that came as a whole with its first cycle has no time of token generation. One with other cycles than the
+            # replayed ones has their time.
+            if verified.any() and pair.drafted.predicted_ms > 0 and _has_cycles(pair, counts):
                 self._observations[path].append(
                     Observation(
                         verified[0].astype(np.float64),
@@ -447,6 +450,13 @@ def _replayed(known: Sequence[tuple[Pair, Counts]]) -> bool:
     measured = np.array(told, dtype=np.float64).sum(axis=0)
     replayed = np.array([(c.drafted[0], c.accepted[0]) for _, c in known], dtype=np.float64).sum(axis=0)
     return bool((np.abs(measured - replayed) <= _COUNTS_ALIKE * replayed + 2.0 * len(known)).all())
+
+
+def _has_cycles(pair: Pair, counts: Counts) -> bool:
+    """True if one answer had the replayed cycles; where the server does not report that, if its text is the same."""
+    if pair.drafted.drafted is None or pair.drafted.accepted is None:
+        return pair.same_text
+    return _replayed([(pair, counts)])
 
 
 def _off_times(asked: Recording | Measurement) -> tuple[float, float, float]:

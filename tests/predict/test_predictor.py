@@ -216,6 +216,35 @@ def test_one_disturbed_answer_neither_condemns_nor_flatters_a_draft():
         assert found[CELL] == pytest.approx(0.0, abs=0.05)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_costs_are_not_learnt_from_cycles_of_another_text(told):
+    """With drafting the text is another one, as long as the recorded one and twice as fast: its cycles are not known."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.0))
+    chosen, predictor = drafting(8), surveyed(machine)
+    before = predictor.costs(chosen)
+    pairs = measured(machine, chosen)
+    other = [
+        replace(
+            p,
+            drafted=replace(
+                p.drafted,
+                text_digest="another",
+                predicted_ms=p.drafted.predicted_ms / 2,
+                drafted=p.drafted.drafted // 2 if told else None,
+                accepted=p.drafted.accepted // 2 if told else None,
+            ),
+        )
+        for p in pairs
+    ]
+    assert predictor.observe(chosen, other) is None
+    assert predictor.costs(chosen) == before
+    assert predictor.trusts(chosen)
+    # Another text with the same cycles tells the costs as well.
+    alike = [replace(p, drafted=replace(p.drafted, text_digest="another")) for p in pairs]
+    assert predictor.observe(chosen, [*other, *alike] if told else pairs) is not None
+    assert predictor.costs(chosen).observations == len(pairs)
+
+
 def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():
     """It generated three times as slowly, which the long answer of the request shows more than the measured one."""
     machine = Machine(main_path="main", costs=Costs(noise=0.0))
