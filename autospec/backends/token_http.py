@@ -21,8 +21,10 @@ from autospec.errors import RequestError
 __all__ = ["HttpTokens", "Route", "TokenReader", "reading_routes", "serve"]
 
 _CANDIDATES = 10
-# Tokenizing is quick; a batch of some tens of tokens is one step of the model, which a slow disk may delay.
+# Tokenizing is quick; a batch of some tens of tokens is one step of the model, which a slow disk may delay. Before it, the text
+# that it stands behind may have to be computed: a slow machine takes a good part of a second for each token.
 _SHORT_TIMEOUT_S = 120.0
+_TOKEN_TIMEOUT_S = 0.5
 
 
 class HttpTokens:
@@ -88,7 +90,7 @@ class HttpTokens:
             "id_slot": 0,
             **GREEDY,
         }
-        answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
+        answer, _ = self._client.post("/completion", body, _timeout_s(ids))
         try:
             # The server leaves the key out if every token ends within a character.
             entries = answer.get("completion_probabilities", ()) if isinstance(answer, Mapping) else ()
@@ -114,7 +116,7 @@ class HttpTokens:
         """Tokens that the server computed for a prompt, and its milliseconds."""
         prompt = [*ids, *extra]
         body = {"prompt": prompt, "n_predict": 1, "cache_prompt": bool(ids), "id_slot": 0, **GREEDY}
-        answer, _ = self._client.post("/completion", body, _SHORT_TIMEOUT_S)
+        answer, _ = self._client.post("/completion", body, _timeout_s(prompt))
         timings = self._read(answer, "timings", dict)
         computed, taken_ms = (
             self._read(timings, "prompt_n", int),
@@ -136,6 +138,11 @@ class HttpTokens:
                 f"The server's answer has no {key}.", "This build does not take requests in token ids."
             )
         return value
+
+
+def _timeout_s(ids: Sequence[int]) -> float:
+    """For a request that computes all of a text, and a few tokens."""
+    return _SHORT_TIMEOUT_S + _TOKEN_TIMEOUT_S * len(ids)
 
 
 def _proposal(candidates: Sequence[Mapping[str, Any]]) -> Proposal:

@@ -257,7 +257,10 @@ class Profiler:
         stored = self._stored_times(name)
         typical = typical_of(recordings)
         read_ms = typical.prompt_ms / len(typical.prompt_ids)
-        if stored is None or max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest)):
+        # A proof does not try again what the search could not time, nor sizes that only its own prompts have room for.
+        if stored is None or (
+            self._hurried and max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest))
+        ):
             deeper = partial(self._time_depth, "", name, recordings, read_ms=read_ms)
             stored = DraftPass({}, 0.0, self._timed(main, path, typical, largest, deeper))
             self._keep_times(name, stored)

@@ -58,11 +58,14 @@ class Timed:
     def __init__(self, computed):
         self.computed = computed
         self.asked = []
+        self.timeouts = []
+        self.told = {}
 
     def post(self, path, body, timeout_s):
         """Its times."""
         self.asked.append(dict(body))
-        return {"timings": {"prompt_n": self.computed, "prompt_ms": 12.5}}, 13.0
+        self.timeouts.append(timeout_s)
+        return {"timings": {"prompt_n": self.computed, "prompt_ms": 12.5}, **self.told}, 13.0
 
 
 def test_a_batch_is_timed_behind_a_cached_prompt():
@@ -95,6 +98,18 @@ def test_a_prompt_that_is_no_longer_in_the_cache_is_brought_back():
         1.0,
     )
     assert tokens.batch_ms([1, 2], [7, 8, 9]) == 30.0
+
+
+def test_a_long_text_may_take_as_long_as_a_slow_machine_needs():
+    """Both requests that may compute all of it have half a second for each of its tokens, besides what a short one has."""
+    for ask in (
+        lambda tokens, ids: tokens.batch_ms(ids, [7, 8, 9]),
+        lambda tokens, ids: tokens.propose(ids, 1),
+    ):
+        client = Timed(3)
+        client.told = {"tokens": [7]}
+        ask(HttpTokens(client), list(range(2000)))
+        assert all(1100.0 < timeout_s < 1200.0 for timeout_s in client.timeouts)
 
 
 def test_a_batch_behind_nothing_takes_nothing_from_the_cache():

@@ -1,0 +1,43 @@
+"""What a tune gathers for its predictions, and what it does not gather again, on a machine on paper."""
+
+from __future__ import annotations
+
+import pytest
+
+from autospec.errors import RequestError
+from autospec.tuning.proof import Proof
+from autospec.tuning.proof_predictions import ProofPredictions
+from tests.predict.machine import MachineTokens
+from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, machine, request_, tune
+
+__all__ = ["calm", "request_"]  # fixtures
+
+
+@pytest.fixture
+def predicted(monkeypatch) -> list[dict[str, float]]:
+    """What the predictions are that every proof begins with."""
+    found: list[dict[str, float]] = []
+    prove = Proof.run
+
+    def predict_first(proof: Proof) -> None:
+        found.extend(ProofPredictions(proof._context).predict(cell, []) for cell in proof._cells)
+        prove(proof)
+
+    monkeypatch.setattr(Proof, "run", predict_first)
+    return found
+
+
+def test_a_proof_does_not_try_again_what_cannot_be_timed(request_, predicted, monkeypatch):
+    """No batch of the main model: one attempt in the search, with its launch and its sentence, and none in the proof."""
+    batch_ms = MachineTokens.batch_ms
+
+    def of_drafts(self, ids, extra):
+        if not self.server.alone:
+            raise RequestError("timed out")
+        return batch_ms(self, ids, extra)
+
+    monkeypatch.setattr(MachineTokens, "batch_ms", of_drafts)
+    _, told = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
+    assert predicted
+    assert all(predicted)
+    assert sum("Batches cannot be timed here" in line for line in told) == 1
