@@ -197,7 +197,8 @@ def pass_of(
         timed: False leaves out the times of batches.
         keep: Gets each profile as soon as it is made.
         enough: Called before each answer with the number of answers read; true leaves out the rest.
-        hopeless: Called before each answer with the milliseconds of a draft step; true if no drafting of it can pay.
+        hopeless: Called before each answer with the milliseconds of a draft step; true if no drafting of it can pay: then no
+            batches are timed either.
 
     Raises:
         RequestError: The server cannot be asked in token ids, or refused.
@@ -222,7 +223,7 @@ def pass_of(
         profiles[recording.prompt_id] = replace(profile, draft_prompt_ms=own.prompt_ms)
         keep(profiles[recording.prompt_id])
     batch_ms: Mapping[int, float] = {}
-    if timed:
+    if timed and not dropped:
         typical = typical_of(recordings)
         try:
             batch_ms = time_batches(tokens, typical, longest + 1)

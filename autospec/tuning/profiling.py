@@ -371,6 +371,8 @@ class Profiler:
         if not missing and times is not None:
             self._depth.known(draft, identity)
             return replace(times, profiles=profiles)
+        if times is not None and self._hopeless(draft, recordings, profiles, times.step_ms):
+            return replace(times, profiles=profiles, hopeless=True)
         name = Path(draft).name
         answers = counted(len(missing), "answer")
         self._context.progress.tell(f"Running {name} alone on {answers}.")
@@ -413,7 +415,7 @@ class Profiler:
                 read = next(r for r in todo if r.prompt_id in made.profiles)
                 read_ms = made.profiles[read.prompt_id].draft_prompt_ms / len(read.prompt_ids)
                 self._time_depth(draft, identity, todo, lambda: tokens, made.batch_ms, read_ms=read_ms)
-        if state:
+        if state and not made.hopeless:
             batches = self._timed_whole(draft, typical_of(todo), self._longest + 1)
             made = replace(made, batch_ms=batches)
         self._keep_times(identity, made)

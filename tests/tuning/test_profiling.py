@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autospec.errors import RequestError
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
+from autospec.tuning.resume import CellHistory
+from autospec.tuning.run import Tuning
 from tests.predict.machine import MachineTokens
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, machine, request_, tune
+from tests.tuning.test_run import MACHINE, TYPES, Silent
 
 __all__ = ["calm", "request_"]  # fixtures
 
@@ -41,3 +46,25 @@ def test_a_proof_does_not_try_again_what_cannot_be_timed(request_, predicted, mo
     assert predicted
     assert all(predicted)
     assert sum("Batches cannot be timed here" in line for line in told) == 1
+
+
+def test_a_dropped_draft_costs_no_more(request_, monkeypatch):
+    """No batches of it are timed, and when something new opens the search again, it is not even launched."""
+    better, worse = (str(model.path) for model in request_.models[1:])
+    request_ = replace(request_, prompt_types=TYPES)
+    backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY, worse={worse: 0.75})
+    timed, batch_ms = set(), MachineTokens.batch_ms
+    monkeypatch.setattr(
+        MachineTokens,
+        "batch_ms",
+        lambda self, *args: (timed.add(self.server.alone), batch_ms(self, *args))[1],
+    )
+    told = []
+    for news in ((), (better,)):
+        monkeypatch.setattr(CellHistory, "news", lambda *_, news=news, **__: frozenset(news))
+        progress = Silent()
+        Tuning(request_, backend, MACHINE, progress).run()
+        told.append([line for line in progress.told if "second.gguf" in line])
+    assert worse not in timed
+    assert [path for path, _ in backend.launched].count(worse) == 1
+    assert all(any("is dropped" in line for line in lines) for lines in told)
