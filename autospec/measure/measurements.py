@@ -144,11 +144,13 @@ class DepthCosts:
             in proportion.
         reach_tokens: The longest context that was timed. Beyond it nothing is added.
         rises: Path of a draft → rise of its cycles; the empty path for off and the draft-free modes.
+        identities: Path of a draft → its identity, by which it is known where it has moved.
     """
 
     plain_ms: float
     reach_tokens: int
     rises: Mapping[str, DepthRise]
+    identities: Mapping[str, str] = field(default_factory=dict)
 
     def moved(self, draft: str | None, *, from_tokens: float, to_tokens: float, plain_ms: float) -> DepthRise:
         """Return what moving passes to another context adds to each pass, and to each proposal in it.
@@ -164,19 +166,34 @@ class DepthCosts:
         factor = tokens * (plain_ms / self.plain_ms if self.plain_ms > 0.0 else 1.0)
         return DepthRise(factor * rise.pass_ms, factor * rise.token_ms)
 
+    def followed(self, identities: Mapping[str, str]) -> DepthCosts:
+        """Return the same, with the rises of moved drafts under their paths of today, which `identities` has as keys."""
+        known = {
+            identity: self.rises[path] for path, identity in self.identities.items() if path in self.rises
+        }
+        moved = {
+            path: known[identity]
+            for path, identity in identities.items()
+            if identity in known and path not in self.rises
+        }
+        ids = {path: identities[path] for path in moved}
+        return replace(self, rises={**self.rises, **moved}, identities={**self.identities, **ids})
+
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
         return {
             "plain_ms": self.plain_ms,
             "reach_tokens": self.reach_tokens,
             "rises": {path: rise.to_json() for path, rise in self.rises.items()},
+            "identities": dict(self.identities),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""
         rises = {str(path): DepthRise.from_json(rise) for path, rise in data["rises"].items()}
-        return cls(float(data["plain_ms"]), int(data["reach_tokens"]), rises)
+        identities = {str(path): str(identity) for path, identity in data.get("identities", {}).items()}
+        return cls(float(data["plain_ms"]), int(data["reach_tokens"]), rises, identities)
 
 
 def rise_of(near_ms: Mapping[int, float], far_ms: Mapping[int, float], more_tokens: int) -> DepthRise:

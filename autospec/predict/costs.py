@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,10 @@ _KNOTS = (0, 1, 2, 4, 8, 16, 32, 64)
 # the recordings. More tokens are less sure: the processes share caches and threads differently.
 _TOKEN_SPREAD = 0.01
 _RISE_SPREAD = 0.4
-# Also, a pass with a draft samples every token, and saves a state if the cache cannot be cut.
+# Also, a pass with a draft samples every token. Where the cache keeps a state, it saves that before, and brings it back after a
+# proposal that was not accepted as a whole: on a GPU that may take as long as some tokens, and no timed batch shows it.
 _PASS_SPREAD = 0.05
+_STATE_SPREAD = 0.25
 # Neighbouring knots differ less: an error of the guess is mostly common to the whole curve.
 _BEND_SPREAD = 0.2
 _DRAFT_SPREAD = 0.25
@@ -90,6 +93,8 @@ class CostCurve:
         covariance: Shape (J + 1, J + 1): of the relative errors of M at the knots and, last, of the draft's times.
         observations: Number of answers that corrected it.
         refused: Why launches did not correct it, a sentence; else empty.
+        saves_state: True if passes over drafted tokens also save and restore a state: they may take longer than their tokens one by
+            one.
     """
 
     plain_ms: float
@@ -100,6 +105,7 @@ class CostCurve:
     covariance: Floats
     observations: int = 0
     refused: str = ""
+    saves_state: bool = False
 
     @property
     def verify_ms(self) -> Floats:
@@ -150,6 +156,7 @@ def first_guess(
     k: int,
     *,
     rows: float = 0.0,
+    saves_state: bool = False,
 ) -> CostCurve:
     """The curve from directly timed batches.
 
@@ -161,15 +168,17 @@ def first_guess(
         k: Most drafted tokens in a cycle.
         rows: Weights of the output matrix ÷ weights of the layers. A timed batch multiplies only its last token with the
             output matrix, a verified batch all of them, so each further token costs this much more.
+        saves_state: See `CostCurve`.
     """
     main = _curve(plain_ms, batch_ms, k)
     main = _within(main[0] + (1.0 + rows) * (main - main[0]), plain_ms)
     draft = _curve(step_ms, draft_batch_ms, k) if draft_batch_ms else np.zeros(k + 1)
     knots = np.array([x for x in _KNOTS if x < k] + [k], dtype=np.float64)
-    return CostCurve(plain_ms, main, draft, step_ms, knots, _spread(main, knots, timed=len(batch_ms) > 1))
+    spread = _spread(main, knots, timed=len(batch_ms) > 1, saves_state=saves_state)
+    return CostCurve(plain_ms, main, draft, step_ms, knots, spread, saves_state=saves_state)
 
 
-def _spread(main: Floats, knots: Floats, *, timed: bool) -> Floats:
+def _spread(main: Floats, knots: Floats, *, timed: bool, saves_state: bool) -> Floats:
     """The prior: the rise of M is uncertain, with a common error and one that wanders from knot to knot."""
     size = knots.size
     at = main[knots.astype(np.int64)]
@@ -178,7 +187,7 @@ def _spread(main: Floats, knots: Floats, *, timed: bool) -> Floats:
     wander = _BEND_SPREAD**2 / max(1, size - 1) * np.minimum.outer(np.arange(size), np.arange(size))
     covariance = np.zeros((size + 1, size + 1))
     covariance[:size, :size] = np.outer(rise, rise) * (common**2 + wander) + _TOKEN_SPREAD**2
-    covariance[1:size, 1:size] += _PASS_SPREAD**2
+    covariance[1:size, 1:size] += (_STATE_SPREAD if saves_state else _PASS_SPREAD) ** 2
     covariance[size, size] = _DRAFT_SPREAD**2
     return covariance
 
@@ -207,16 +216,18 @@ def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
     main = guess.main_ms * (1.0 + _hats(guess.knots, width) @ factors[:-1])
     draft = 1.0 + float(factors[-1])
     seen = len(observations)
-    if why := _out_of_bounds(main, guess.plain_ms, draft, drafts=guess.step_ms > 0):
+    bounded = partial(_within, plain_ms=guess.plain_ms, saves_state=guess.saves_state)
+    if why := _out_of_bounds(main, bounded(main), guess.plain_ms, draft, drafts=guess.step_ms > 0):
         return replace(guess, refused=why)
     return CostCurve(
         guess.plain_ms,
-        _within(np.maximum.accumulate(main), guess.plain_ms),
+        bounded(np.maximum.accumulate(main)),
         guess.draft_ms * draft,
         guess.step_ms * draft,
         guess.knots,
         covariance,
         seen,
+        saves_state=guess.saves_state,
     )
 
 
@@ -255,15 +266,14 @@ def _regression(
     return np.asarray(factors[:size]), np.asarray(posterior[:size, :size] * np.outer(scale, scale))
 
 
-def _within(main: Floats, plain_ms: float) -> Floats:
-    """M(k), limited to between the time of one token and that of k + 1 single tokens."""
-    most = plain_ms * np.arange(1, main.size + 1)
+def _within(main: Floats, plain_ms: float, *, saves_state: bool = False) -> Floats:
+    """M(k), limited to between the time of one token and that of k + 1 single tokens, which save no state."""
+    most = np.full(main.size, np.inf) if saves_state else plain_ms * np.arange(1, main.size + 1)
     return np.asarray(np.clip(main, plain_ms, most))
 
 
-def _out_of_bounds(main: Floats, plain_ms: float, draft: float, *, drafts: bool) -> str:
-    """Why these costs are impossible, a sentence; else empty."""
-    bounded = _within(main, plain_ms)
+def _out_of_bounds(main: Floats, bounded: Floats, plain_ms: float, draft: float, *, drafts: bool) -> str:
+    """Why these costs are impossible, a sentence; else empty. `bounded` are those of the main model within their bounds."""
     worst = int(np.argmax(np.abs(main / bounded - 1.0)))
     if abs(main[worst] / bounded[worst] - 1.0) > _SLACK:
         return (

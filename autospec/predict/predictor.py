@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -109,11 +110,9 @@ class Predictor:
         self._shapes = shapes or {}
         self._uncut = uncut
         plain_ms = statistics.median(r.token_ms for r in self._by_prompt.values())
-        guesses = {
-            path: first_guess(plain_ms, batch_ms, self._verified_by_draft(p), p.step_ms, longest, rows=rows)
-            for path, p in passes.items()
-        }
-        guesses[_NO_DRAFT] = first_guess(plain_ms, batch_ms, {}, 0.0, longest, rows=rows)
+        guess = partial(first_guess, plain_ms, batch_ms, rows=rows, saves_state=uncut)
+        guesses = {path: guess(self._verified_by_draft(p), p.step_ms, longest) for path, p in passes.items()}
+        guesses[_NO_DRAFT] = guess({}, 0.0, longest)
         self._guesses: dict[str, CostCurve] = guesses
         self._curves: dict[str, CostCurve] = dict(guesses)
         self._observations: dict[str, list[Observation]] = {path: [] for path in guesses}

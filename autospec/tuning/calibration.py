@@ -132,14 +132,18 @@ class DepthTiming:
             for path, (rise, _) in self._rises.items()
         }
         reach = len(typical_of(recordings).prompt_ids) + min(more for _, more in self._rises.values())
-        timed = DepthCosts(statistics.median(r.token_ms for r in recordings), reach, rises)
+        ids = {path: self.context.space.draft_id(path) for path in rises if path}
+        timed = DepthCosts(statistics.median(r.token_ms for r in recordings), reach, rises, ids)
         for cell in self.cells:
             earlier = cell.shapes.depth
             proved = {d.draft for d in (cell.winner, cell.runner_up)} if cell.history.looks else set()
             if earlier is None and proved:
                 continue
             new = {path: rise for path, rise in rises.items() if path not in proved}
-            depth = timed if earlier is None else replace(earlier, rises={**new, **earlier.rises})
+            depth = timed
+            if earlier is not None:
+                rises_of_both = {**new, **earlier.rises}
+                depth = replace(earlier, rises=rises_of_both, identities={**ids, **earlier.identities})
             cell.shapes = replace(cell.shapes, depth=depth)
             cell.history = note_requests(cell.study, cell.history, cell.shapes)
             self.context.pairing.stand_for(cell.cell.key, cell.shapes)

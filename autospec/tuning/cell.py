@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from autospec.backends.protocol import Capabilities, Cycle
@@ -209,8 +209,15 @@ class CellRun:
         self.history = note_look(self.study, self.history, self.winner, self.rounds, pairs)
 
     def recall(self, history: CellHistory, space: Space) -> None:
-        """Take over an earlier tune's choice, unless its draft is gone or was not named this time."""
-        self.history = history
+        """Take over an earlier tune's choice, unless its draft is gone or was not named this time.
+
+        What context costs a draft is known under its path of today.
+        """
+        requests = history.requests
+        if requests is not None and requests.depth is not None:
+            paths = {path: file.identity for path, file in space.drafts.by_path.items()}
+            requests = replace(requests, depth=requests.depth.followed(paths))
+        self.history = history = replace(history, requests=requests)
         winner, runner_up = history.winner, history.runner_up
         if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
             return

@@ -23,7 +23,7 @@ from autospec.catalog.gguf_header import read_header
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import BackendError, ModelFileError, NoAnswerError, RequestError, ServerDiedError
-from autospec.formats import counted
+from autospec.formats import counted, listed
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
@@ -84,7 +84,7 @@ def output_share(path: str) -> float:
 
 RECORDING = "recording"  # the store's kind of an answer that was recorded without drafting
 
-# Share of the search's time for recording. Each prompt type's first prompt is recorded in any case.
+# Share of the search's time for recording. Each prompt type's first prompt is recorded as long as there is time for the search.
 _RECORDING_SHARE = 0.3
 # The same for reading the answers with the drafts; the rest of the search's time is for launches.
 _PASSES_SHARE = 0.6
@@ -209,10 +209,15 @@ class Profiler:
         enough_s = self._search_left_s() * (1.0 - _RECORDING_SHARE)
         places, pace = self._places(), Pace()
         failed: Counter[str] = Counter()
+        left_out: dict[str, str] = {}
         for cell, prompt in places:
             own = found[cell.cell.key]
             if prompt.id not in own:
                 if failed[cell.cell.key] > MOST_FAILING:
+                    continue
+                if any(found.values()) and self._over:
+                    if not own:
+                        left_out[cell.cell.key] = cell.prompt_type
                     continue
                 # A long prompt may take several times as long as the others: a shorter one after it may still fit.
                 if own and self._late(enough_s + pace.request_s(cell.cell.key, OFF, prompt.size_bytes)):
@@ -231,6 +236,10 @@ class Profiler:
                     continue
                 self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
             pace.note(cell.cell.key, OFF, own[prompt.id].wall_ms / 1000.0, prompt.size_bytes)
+        if left_out:
+            self._context.progress.tell(
+                f"No time is left to record answers without drafting for {listed(list(left_out.values()))}: nothing is predicted there."
+            )
         self._recorded(found, len(places))
         self._pace(found)
         return found
@@ -347,7 +356,11 @@ class Profiler:
         if self._drafts is not None:
             drafts = [d for d in drafts if d in self._drafts]
         left_s = self._search_left_s()
+        unread = []
         for number, draft in enumerate(drafts, start=1):
+            if self._over and not self._has_read(draft, recordings):
+                unread.append(Path(draft).name)
+                continue
             budget_s = self._context.budget.until_end_s
             answers = sum(map(len, recordings.values()))
             self._context.progress.step(TuneStep("read", OFF, number, len(drafts), 0, answers, budget_s))
@@ -362,10 +375,28 @@ class Profiler:
                 self._context.progress.tell(
                     f"{name} cannot run alone, so its settings are measured instead: {error.message}"
                 )
+        if unread:
+            self._context.progress.tell(
+                f"No time is left to run {listed(unread)} alone: their settings are not predicted."
+            )
         return passes
+
+    def _has_read(self, draft: str, recordings: Mapping[str, Mapping[str, Recording]]) -> bool:
+        """Whether the store has all that a draft says of the recorded answers."""
+        identity = self._context.space.draft_id(draft)
+        return self._stored_times(identity) is not None and all(
+            f"{identity}/{name}" in self._stored(cell, "profile")
+            for cell in self._cells
+            for name in recordings[cell.cell.key]
+        )
 
     def _search_left_s(self) -> float:
         return self._context.budget.part_left_s(self._context.definition.search_share)
+
+    @property
+    def _over(self) -> bool:
+        """Whether the search's time is spent."""
+        return self._hurried and self._search_left_s() <= 0.0
 
     def _late(self, until_s: float) -> bool:
         return self._hurried and self._search_left_s() < until_s
@@ -391,7 +422,7 @@ class Profiler:
         name = Path(draft).name
         answers = counted(len(missing), "answer")
         self._context.progress.tell(f"Running {name} alone on {answers}.")
-        # One answer of every cell is read in any case: without it there is no prediction for the cell.
+        # One answer of every cell is read while the search has time: without it there is no prediction for the cell.
         lacking = {c.cell.key for c, _ in missing} - {
             c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()
         }
@@ -422,7 +453,7 @@ class Profiler:
                         p_min=self._context.launches.takes_p_min,
                         timed=not state,
                         keep=keep,
-                        enough=lambda read: read >= len(lacking) and late(),
+                        enough=lambda read: self._over or (read >= len(lacking) and late()),
                         hopeless=partial(self._hopeless, draft, recordings, profiles),
                     )
                 )

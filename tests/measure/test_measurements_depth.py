@@ -167,3 +167,17 @@ def test_shapes_of_older_versions_have_no_depth():
     old = Shapes(0.5, {"p": 384}).to_json()
     del old["depth"]
     assert Shapes.from_json(old).depth is None
+
+
+def test_a_draft_that_has_moved_keeps_its_rise():
+    """It is known by its identity; one that stayed, or that is another file, is as before."""
+    depth = replace(costs(), identities={"/m/draft.gguf": "the draft"})
+    assert DepthCosts.from_json(depth.to_json()) == depth
+    there = depth.followed({"/new/draft.gguf": "the draft", "/new/other.gguf": "another"})
+    assert there.rises["/new/draft.gguf"] == depth.rises["/m/draft.gguf"]
+    assert "/new/other.gguf" not in there.rises
+    assert there.followed({"/third.gguf": "the draft"}).rises["/third.gguf"] == depth.rises["/m/draft.gguf"]
+    assert depth.followed({"/m/draft.gguf": "the draft"}) == depth
+    before = depth.to_json()
+    del before["identities"]
+    assert DepthCosts.from_json(before) == costs(), "an earlier version noted no identities"

@@ -357,6 +357,8 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
         predictor = Profiler([cell], context).run()
     assert predictor is not None, told.told
     assert not [t for t in told.told if "predicted" in t or "timed" in t or "cannot" in t]
+    # Behind a state no batch can be timed; behind a window one can where the server keeps all of the text.
+    assert (cell.shapes.depth is None) is (kind in STATES)
     for drafting in context.space.grid():
         costs = predictor.costs(drafting)
         tokens = np.arange(1, costs.main_ms.size + 1)

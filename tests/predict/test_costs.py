@@ -271,3 +271,24 @@ def test_break_even_above_one_means_it_never_pays():
     """A cycle of two tokens that costs three: two of the main model's and a draft as slow as it."""
     curve = first_guess(10.0, {1: 10.0, 2: 30.0}, {}, 10.0, 1)
     assert curve.break_even(1) == pytest.approx(1.5)
+
+
+def test_a_state_that_is_saved_may_cost_more_than_a_token():
+    """On a GPU: 26 ms for each pass over drafted tokens beside 20 ms for one token. Elsewhere no batch can take that."""
+    verified = np.zeros(17)
+    verified[[0, 1, 2]] = [4, 10, 10]
+    curves = [first_guess(20.0, BATCHES, {}, 0.0, 16, saves_state=saves) for saves in (False, True)]
+    true_ms = curves[1].main_ms + 26.0 * (np.arange(17) > 0)
+    seen = [
+        Observation(verified, 0.0, 1.0, float(verified @ true_ms) * f, f"{n}")
+        for n in range(3)
+        for f in (0.99, 1.0, 1.01)
+    ]
+    plain, state = (refit(curve, seen) for curve in curves)
+    assert float(verified @ plain.main_ms) < 0.6 * float(verified @ true_ms), "it is taken for a disturbance"
+    assert not state.refused
+    assert state.saves_state
+    assert float(verified @ state.main_ms) == pytest.approx(float(verified @ true_ms), rel=0.05)
+    assert state.main_ms[1] > 2.0 * 20.0
+    cheaper = [Observation(verified, 0.0, 1.0, 0.5 * float(verified.sum() * 20.0), "a")] * 9
+    assert "impossible" in refit(curves[1], cheaper).refused, "no pass is quicker than one token"

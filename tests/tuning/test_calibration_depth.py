@@ -14,12 +14,16 @@ from autospec.errors import RequestError
 from autospec.measure.measurements import DepthCosts, DepthRise, Shapes
 from autospec.predict.profile import Recording
 from autospec.store.database import open_store
+from autospec.store.queries import DraftFile
 from autospec.tuning import profiling
 from autospec.tuning.calibration import DepthTiming
+from autospec.tuning.definition import load_definition
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.request import TuneRequest
+from autospec.tuning.resume import CellHistory
+from autospec.tuning.space import Arm, Space
 from tests.catalog.making import make_model
 from tests.predict.machine import MachineTokens
 from tests.tuning.proofs import lab
@@ -144,7 +148,8 @@ def test_a_proof_that_was_looked_at_keeps_its_requests(tmp_path, monkeypatch):
     made = lab(tmp_path, monkeypatch)
     cell, rise = made.cells[0], DepthRise(0.1, 0.1)
     cell.winner = Drafting(Mode.DRAFT_MODEL, draft="/proved", n_max=4)
-    depth = DepthTiming(made.cells, made.context, lambda _: None, lambda *_: None, lambda: 0.0)
+    context = replace(made.context, space=Space((), load_definition("quick").space))
+    depth = DepthTiming(made.cells, context, lambda _: None, lambda *_: None, lambda: 0.0)
     depth._rises.update(dict.fromkeys(("", "/proved", "/new"), (rise, 512)))
     answer = Recording("p", tuple(range(60)), tuple(range(64)), 64, False, 60.0, 630.0, 700.0)
     begun, cell.history = cell.history, replace(cell.history, looks={"a look": None})
@@ -188,3 +193,15 @@ def test_a_state_leaves_it_out(request_, monkeypatch):
     """No batch can be timed behind a text: the evidence has no rise."""
     monkeypatch.setattr("autospec.tuning.profiling.output_share", lambda _: 0.0)
     assert rise_for(request_, monkeypatch, main=header(0, 0, state=True)) is None
+
+
+def test_a_tune_that_goes_on_knows_a_moved_draft(tmp_path, monkeypatch):
+    """The proof's requests have what its context costs, under the path of today."""
+    made, rise = lab(tmp_path, monkeypatch), DepthRise(0.1, 0.1)
+    depth = DepthCosts(10.0, 500, {"": rise, "/old": rise}, {"/old": "the draft"})
+    arms = (Arm(Mode.DRAFT_MODEL, "/new", file=DraftFile("the draft")),)
+    cell = made.cells[0]
+    cell.recall(CellHistory(requests=Shapes(depth=depth)), Space(arms, load_definition("quick").space))
+    assert cell.history.requests is not None
+    assert cell.history.requests.depth is not None
+    assert set(cell.history.requests.depth.rises) == {"", "/old", "/new"}

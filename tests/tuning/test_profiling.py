@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.errors import RequestError
+from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.resume import CellHistory
@@ -68,3 +69,14 @@ def test_a_dropped_draft_costs_no_more(request_, monkeypatch):
     assert worse not in timed
     assert [path for path, _ in backend.launched].count(worse) == 1
     assert all(any("is dropped" in line for line in lines) for lines in told)
+
+
+def test_nothing_is_recorded_or_read_after_the_searchs_time(request_, monkeypatch):
+    """The first answer takes all of it: the other types are not recorded, no draft runs, and the tune says so."""
+    left = iter([100.0])
+    monkeypatch.setattr(Profiler, "_search_left_s", lambda _: next(left, 0.0))
+    request_, progress = replace(request_, prompt_types=TYPES), Silent()
+    backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY)
+    Tuning(request_, backend, MACHINE, progress).run()
+    assert any(line.startswith("No time is left to record answers") for line in progress.told)
+    assert any("No time is left to run draft.gguf and second.gguf alone" in line for line in progress.told)
