@@ -223,18 +223,10 @@ class Profiler:
                 if own and self._late(enough_s + pace.request_s(cell.cell.key, OFF, prompt.size_bytes)):
                     continue
                 self._recorded(found, len(places))
-                request = self._asking.request(prompt)
-                try:
-                    own[prompt.id] = self._undisturbed(partial(record, _asked(main), prompt.id, request))
-                except (ServerDiedError, NoAnswerError):
-                    raise
-                except RequestError as error:
-                    failed[cell.cell.key] += 1
-                    if not any(found.values()) and failed.total() > MOST_FAILING:
-                        raise  # it is not the prompts
-                    self._context.progress.tell(f"{prompt.id} is not predicted: {error.message}")
+                recording = self._answer(cell, prompt, main, failed, may_fail=any(found.values()))
+                if recording is None:
                     continue
-                self._keep(cell, RECORDING, prompt.id, own[prompt.id].to_json())
+                own[prompt.id] = recording
             pace.note(cell.cell.key, OFF, own[prompt.id].wall_ms / 1000.0, prompt.size_bytes)
         if left_out:
             self._context.progress.tell(
@@ -243,6 +235,27 @@ class Profiler:
         self._recorded(found, len(places))
         self._pace(found)
         return found
+
+    def _answer(
+        self, cell: CellRun, prompt: Prompt, main: _Main, failed: Counter[str], *, may_fail: bool
+    ) -> Recording | None:
+        """Record one answer; ``None`` if the server answers with an error, which `failed` counts for its cell.
+
+        Several errors and no answer are not the prompts' fault: then the last error is raised, unless `may_fail`.
+        """
+        request = self._asking.request(prompt)
+        try:
+            recording = self._undisturbed(partial(record, _asked(main), prompt.id, request))
+        except (ServerDiedError, NoAnswerError):
+            raise
+        except RequestError as error:
+            failed[cell.cell.key] += 1
+            if not may_fail and failed.total() > MOST_FAILING:
+                raise
+            self._context.progress.tell(f"{prompt.id} is not predicted: {error.message}")
+            return None
+        self._keep(cell, RECORDING, prompt.id, recording.to_json())
+        return recording
 
     def _pace(self, found: Mapping[str, Mapping[str, Recording]]) -> None:
         """Let the tune expect requests without drafting to take what the recorded ones took, cut as most of a pair's are."""
