@@ -47,11 +47,13 @@ _STOP_AGAIN_S: Final = 1.0
 # long prompt for many minutes. A window is long enough for the largest batch of a GPU, after which the slots have moved.
 _SILENCE_S: Final = 300.0
 _WINDOW_S: Final = 300.0
-# A server whose processes take less than this share of one core does not compute. Measured on llama-server b11434 whose decoding
-# thread was stopped: 0.00005, and 0.00002 more for each request that waits. Where a GPU does the work and is waited for asleep, a
-# batch of ten seconds takes ten milliseconds of a core or more, which is 0.001.
-_IDLE: Final = 0.0004
-_IDLE_PER_REQUEST: Final = 0.00004
+# A server whose processes take less than this share of one core does not compute. Its other threads look around once a second for
+# each request that waits. Measured with the decoding thread stopped, on two slow cores: llama-server b11434 takes 0.0001 with 2
+# requests that wait and 0.0004 with 20; mlx_lm.server 0.32.2 takes 0.0005 with one and 0.001 with 5. Where a GPU does the work and
+# is waited for asleep, each batch takes ten milliseconds or more of a core to prepare. The largest models of a Mac need some
+# seconds for one, so they take 0.0015 (estimated, not measured; nor is the hang on a Mac, whose cores are faster).
+_IDLE: Final = 0.0007
+_IDLE_PER_REQUEST: Final = 0.00005
 # A server that answers is idle so many windows on end before it hangs.
 _IDLE_WINDOWS: Final = 3
 # The longest silence of a server that computes and of which nothing tells that it gets on. ik_llama.cpp answers no question while
