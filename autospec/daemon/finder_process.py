@@ -102,6 +102,9 @@ class FileWatch:
         self._paths: tuple[str, ...] = ()
         self._seen: _States = {}
         self._asking: threading.Thread | None = None
+        self._late: tuple[tuple[str, ...], _States] | None = (
+            None  # of which paths, and their states once they answer
+        )
 
     def watch(self, paths: Iterable[str]) -> None:
         """Watch these paths instead.
@@ -126,11 +129,21 @@ class FileWatch:
         """The state of each path; ``None`` if one of them does not answer."""
         if self._asking is not None and self._asking.is_alive():
             return None
+        late, self._late = self._late, None
+        if late is not None and late[0] == self._paths:
+            return late[1]  # a slow folder; what has changed since is told by the next look
         seen: _States = {}
         self._asking = threading.Thread(target=_ask, args=(self._paths, seen), daemon=True)
-        self._asking.start()
+        try:
+            self._asking.start()
+        except RuntimeError:  # the system has no more threads
+            self._asking = None
+            return None
         self._asking.join(self._limit_s)
-        return None if self._asking.is_alive() else seen
+        if not self._asking.is_alive():
+            return seen
+        self._late = self._paths, seen
+        return None
 
 
 def _ask(paths: Iterable[str], seen: _States) -> None:

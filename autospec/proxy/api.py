@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -37,24 +37,50 @@ _COMMENT_S = 15.0
 # Required by OpenAI's and Anthropic's clients; the catalogue does not know when a model was created.
 _EPOCH = "1970-01-01T00:00:00Z"
 _OWN = "/autospec/"
+T = TypeVar("T")
 _MODELS = ("/v1/models", "/models")
 _MODELS_BELOW = ("/v1/models/", "/models/")
 # Each listener polls the database; more than this is a client's mistake.
 _MOST_LISTENERS = 32
+# A database that hangs keeps the thread of each read, also of a client that has left: every listener's, and a few more.
+_MOST_READS = _MOST_LISTENERS + 8
 # Fields of a recommendation in an event: without the evidence, which ``/autospec/v1/recommendations`` has.
 _SHORT = frozenset(Recommendation.__dataclass_fields__) - {"evidence", "model_path"}
 
 
-async def _recommendation_events(storage: str, aim: Aim, closing: asyncio.Event) -> AsyncIterator[bytes]:
+class _Reads:
+    """Reads of the database, in threads; only so many at once."""
+
+    def __init__(self) -> None:
+        self._running = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of a read; raises `StoreError` if earlier ones hang."""
+        if self._running >= _MOST_READS:
+            raise StoreError("The database does not answer.", "Try again later.")
+        self._running += 1
+        read = in_thread(work)
+        read.add_done_callback(self._ended)
+        return await asyncio.shield(read)  # counted until its thread ends, whoever still waits
+
+    def _ended(self, read: asyncio.Future[Any]) -> None:
+        self._running -= 1
+        if not read.cancelled():
+            read.exception()
+
+
+async def _recommendation_events(
+    storage: str, aim: Aim, closing: asyncio.Event, reads: _Reads
+) -> AsyncIterator[bytes]:
     """Server-sent events until `closing` is set: first all recommendations of an aim, then every change."""
     known: dict[str, dict[str, Any]] = {}
     newest = -1
     silent_s = 0.0
     while True:
         try:
-            number = await in_thread(partial(newest_recommendation, storage))
+            number = await reads.run(partial(newest_recommendation, storage))
             if number != newest:
-                stored = await in_thread(partial(read_recommendations, storage))
+                stored = await reads.run(partial(read_recommendations, storage))
                 now = {s.cell_key: s.recommendation.to_json() for s in stored if s.recommendation.aim is aim}
                 changed = [
                     {name: value for name, value in r.items() if name in _SHORT}
@@ -185,6 +211,7 @@ class Endpoints:
         self._ask_daemon = ask_daemon
         self._closing = asyncio.Event()
         self._listeners = 0
+        self._reads = _Reads()
 
     def close(self) -> None:
         """End the event streams."""
@@ -290,7 +317,7 @@ class Endpoints:
             stored, overall = read_recommendations(self._storage), read_overall(self._storage)
             return select(stored, identify(), question, overall).document()
 
-        return _json(await in_thread(work))
+        return _json(await self._reads.run(work))
 
     async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = CIMultiDict({"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
@@ -304,7 +331,7 @@ class Endpoints:
         self._listeners += 1
         try:
             await response.prepare(request)
-            async for part in _recommendation_events(self._storage, self._aim, self._closing):
+            async for part in _recommendation_events(self._storage, self._aim, self._closing, self._reads):
                 await response.write(part)
         finally:
             self._listeners -= 1

@@ -68,6 +68,8 @@ class Rules:
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _PAGES = frozenset({"/", "/index.html"})
 _OF_PAGES = frozenset({"/props", "/tools"})
+# What dashboards and browsers ask for by themselves, also of an attached server, which may load a model for its first request.
+_POLLED = ("/metrics", "/slots", ".ico", ".png", "/robots.txt")
 
 
 def _may_start(request: web.BaseRequest, path: str) -> bool:
@@ -75,6 +77,10 @@ def _may_start(request: web.BaseRequest, path: str) -> bool:
     if request.method != "GET":
         return False
     return path in _OF_PAGES or (path in _PAGES and "text/html" in request.headers.get("Accept", ""))
+
+
+def _is_polled(path: str) -> bool:
+    return path.endswith(_POLLED) or path.startswith("/.well-known/")
 
 
 class Proxy:
@@ -271,7 +277,10 @@ class Proxy:
         if named and found is None:
             return named, False  # to be refused by the dispatch
         running = (found.name if found.running else None) if found else running_model(offered, default)
-        if running is None and not _may_start(request, path):
+        # An attached server runs already, and has lists and versions of its own.
+        is_attached = all(o.backend == "attached" for o in ([found] if found else offered))
+        may_attach = is_attached and request.method == "GET" and not _is_polled(path)
+        if running is None and not may_attach and not _may_start(request, path):
             what = f"{found.name} is not running." if found else "No model is running."
             message = f"{what} The first request to a model starts it."
             raise Refused(ProxyProblem(503, message, "no_model_running"))

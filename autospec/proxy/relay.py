@@ -325,13 +325,15 @@ class _Passage:
         self._answer: Answer | None = None  # once it has begun
 
     @property
+    def generates(self) -> bool:
+        """See `autospec.serving.dispatch.FollowedAnswer`."""
+        # Pages, refusals and token counts come from threads that answer also if the model hangs.
+        return self._answer is not None and self._wanted.prompt is not None and self._answer.status < 400
+
+    @property
     def generated_bytes(self) -> int:
         """See `autospec.serving.dispatch.FollowedAnswer`."""
-        answer = self._answer
-        # Pages, refusals and token counts come from threads that answer also if the model hangs.
-        if answer is None or self._wanted.prompt is None or answer.status >= 400:
-            return 0
-        return answer.told_bytes
+        return self._answer.told_bytes if self._answer is not None and self.generates else 0
 
     @property
     def unread_bytes(self) -> int:

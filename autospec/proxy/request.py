@@ -216,20 +216,20 @@ class BodiesInFlight:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
 
-    def take(self, part_bytes: int, body_bytes: int) -> None:
-        """Count a part that has arrived, of a body that is `body_bytes` long with it.
+    def take(self, part_bytes: int, body_bytes: int, *, whole_bytes: int | None) -> None:
+        """Count a part that has arrived, of a body that is `body_bytes` long with it, and `whole_bytes` in the end if that is known.
 
         Raises:
             Refused: The body is too large, or all bodies together would be.
         """
-        self.check(part_bytes, body_bytes)
+        self.check(part_bytes, body_bytes, whole_bytes=whole_bytes)
         self.held_bytes += part_bytes
 
-    def check(self, part_bytes: int, body_bytes: int) -> None:
+    def check(self, part_bytes: int, body_bytes: int, *, whole_bytes: int | None) -> None:
         """As `take`, without counting the part."""
         if body_bytes > self.limit_bytes:
             raise Refused(_too_large(self.limit_bytes))
-        is_small = body_bytes * _SMALL_PART <= self.limit_bytes
+        is_small = whole_bytes is not None and whole_bytes * _SMALL_PART <= self.limit_bytes
         most = _LARGEST_BODIES + (_KEPT_FOR_SMALL if is_small else 0)
         if self.held_bytes + part_bytes > most * self.limit_bytes:
             total = f"{most * self.limit_bytes / 2**20:g} MiB"
@@ -253,7 +253,7 @@ async def read_body(request: web.BaseRequest, bodies: BodiesInFlight) -> bytes:
     """
     length = request.content_length
     if length is not None:
-        bodies.check(length, length)
+        bodies.check(length, length, whole_bytes=length)
     # aiohttp's router does the same; its low-level server leaves it to the handler. HTTP/1.0 may expect nothing (RFC 9110 §10.1.1).
     expected = request.headers.get("Expect", "").lower()
     if expected == "100-continue" and request.version >= HttpVersion11:
@@ -263,7 +263,7 @@ async def read_body(request: web.BaseRequest, bodies: BodiesInFlight) -> bytes:
     size = 0
     try:
         while part := await _next_part(request):
-            bodies.take(len(part), size + len(part))
+            bodies.take(len(part), size + len(part), whole_bytes=length)
             size += len(part)
             parts.append(part)
     except BaseException:

@@ -378,8 +378,12 @@ class Listening:
             return
         connection.setblocking(False)
         peer = Peer(connection)
+        try:
+            self._selector.register(connection, selectors.EVENT_READ, lambda: self._attend(peer))
+        except OSError:  # the system watches no more of them (epoll's limit)
+            connection.close()
+            return
         self._peers[connection.fileno()] = peer
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._attend(peer))
 
     def _attend(self, peer: Peer) -> None:
         """A peer has sent something, left, or read what it was sent."""

@@ -165,6 +165,10 @@ class FollowedAnswer(Protocol):
         """How much of it has arrived that only a working model sends: its text, no page, error or comment."""
 
     @property
+    def generates(self) -> bool:
+        """False for what other threads than the model's write: a page, an error, a stream that is no answer to a prompt."""
+
+    @property
     def unread_bytes(self) -> int:
         """How much waits for its client, which takes it more slowly than it arrives; 0 if the server is waited for."""
 

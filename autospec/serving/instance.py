@@ -27,11 +27,12 @@ from autospec.backends.protocol import Server, Watched, WithEveryRequest
 from autospec.catalog.model import loads_projector
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
+from autospec.hardware.identity import is_translated
 from autospec.serving.dispatch import FollowedAnswer
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import MemoryEstimate
 
-__all__ = ["InstanceState", "Look", "ServerInstance", "hangs", "in_thread"]
+__all__ = ["InstanceState", "Look", "NoThreadError", "ServerInstance", "hangs", "in_thread"]
 
 # A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0
@@ -47,18 +48,18 @@ _STOP_AGAIN_S: Final = 1.0
 # long prompt for many minutes. A window is long enough for the largest batch of a GPU, after which the slots have moved.
 _SILENCE_S: Final = 300.0
 _WINDOW_S: Final = 300.0
-# A server whose processes take less than this share of one core does not compute. Its other threads look around once a second for
-# each request that waits. Measured with the decoding thread stopped, on two slow cores: llama-server b11434 takes 0.0001 with 2
-# requests that wait and 0.0004 with 20; mlx_lm.server 0.32.2 takes 0.0005 with one and 0.001 with 5. Where a GPU does the work and
-# is waited for asleep, each batch takes ten milliseconds or more of a core to prepare. The largest models of a Mac need some
-# seconds for one, so they take 0.0015 (estimated, not measured; nor is the hang on a Mac, whose cores are faster).
-_IDLE: Final = 0.0007
-_IDLE_PER_REQUEST: Final = 0.00005
+# A server whose processes take less than this share of one core does not compute: at rest, and more for each request that waits,
+# because its other threads look around once a second for each. Measured with the decoding thread stopped, on two slow cores:
+# llama-server b11434 takes 0.0001 with 2 requests that wait and 0.0004 with 20; mlx_lm.server 0.32.2 takes 0.0005 with one and 0.001
+# with 5. Where a GPU does the work and is waited for asleep, each batch takes ten milliseconds or more of a core to prepare: 0.0003
+# if a batch takes half a minute (estimated, not measured; nor is the hang on a Mac, whose cores are faster).
+_IDLE: Final = (0.0002, 0.00003)
+_IDLE_MLX: Final = (0.0007, 0.0001)
 # A server that answers is idle so many windows on end before it hangs.
 _IDLE_WINDOWS: Final = 3
 # The longest silence of a server that computes and of which nothing tells that it gets on. ik_llama.cpp answers no question while
 # it reads a prompt, on a CPU for 30 to 60 minutes (its issue 1210); nor does llama-server with more streams than HTTP threads.
-# Some hangs compute for ever (llama.cpp issue 27329).
+# Some hangs compute for ever (llama.cpp issue 27329); they are not found where a server answers and shows no slots.
 _LONGEST_S: Final = 7200.0
 
 
@@ -102,17 +103,20 @@ class Look:
         answers: False if ``/health`` or ``/slots`` was asked and said nothing in the whole window.
         moved: True if its slots have changed since the window before, false if not; ``None`` if it does not show them.
         waiting: How many requests waited for it, on average.
+        idle: The share of a server that does nothing, at rest and for each request that waits.
     """
 
     share: float | None
     answers: bool
     moved: bool | None = None
     waiting: float = 1.0
+    idle: tuple[float, float] = _IDLE
 
     @property
     def computes(self) -> bool:
         """True unless it is certain that it does nothing."""
-        return self.share is None or self.share >= _IDLE + _IDLE_PER_REQUEST * self.waiting
+        at_rest, each = self.idle
+        return self.share is None or self.share >= at_rest + each * self.waiting
 
     @property
     def neglects(self) -> bool:
@@ -127,15 +131,17 @@ def hangs(silent_s: float, looks: Sequence[Look]) -> bool | None:
     recent builds of llama-server ``/slots``, too. That it is silent proves nothing either, while it computes.
     """
     last, recent = looks[-1], looks[-_IDLE_WINDOWS:]
+    # The first look has no slots to compare with; and a machine that was paused has been silent for long at once.
+    too_long = silent_s >= _LONGEST_S and len(looks) > 1
     if last.moved:
         return False
     if not last.answers:
-        return True if not last.computes or silent_s >= _LONGEST_S else None
+        return True if not last.computes or too_long else None
     if last.neglects:
         return True if len(recent) == _IDLE_WINDOWS and all(look.neglects for look in recent) else None
     if last.moved is None or last.waiting < 0.5:
         return False
-    return True if silent_s >= _LONGEST_S else None
+    return True if too_long else None
 
 
 class ServerInstance:
@@ -319,7 +325,7 @@ class ServerInstance:
     @property
     def _waiting(self) -> int:
         """The requests that wait for it, and not for their clients."""
-        return self.leases - sum(answer.unread_bytes > 0 for answer in self._followed)
+        return self.leases - sum(answer.unread_bytes > 0 or not answer.generates for answer in self._followed)
 
     def _is_silent(self) -> bool:
         """True if nothing was generated for long although a request came, whether its client still waits or has gone."""
@@ -333,14 +339,14 @@ class ServerInstance:
         return 0.0 if self._silent_since_s is None else self._clock() - self._silent_since_s
 
     def _heard(self) -> None:
-        self._silent_since_s = self._clock() if self.leases else None
+        self._silent_since_s = self._clock() if self._waiting else None
 
     async def _watch(self, server: Server) -> None:
         """Look at a silent server until it is certain whether it hangs, or until it generates again."""
         looks: list[Look] = []
         slots: bytes | None = None
         try:
-            with suppress(RuntimeError):  # no thread could be started: the next look tries again
+            with suppress(NoThreadError):  # the next look tries again
                 while (found := await self._window(server, slots)) is not None:
                     look, slots = found
                     looks.append(look)
@@ -363,20 +369,27 @@ class ServerInstance:
         while self._clock() - begun_s < _WINDOW_S:
             self._looked.clear()
             await self._looked.wait()
-            if self.state not in (InstanceState.READY, InstanceState.DRAINING) or not self._is_silent():
+            if not self._may_hang():
                 return None
         after, over_s = await in_thread(partial(_processor_s, server.pids)), self._clock() - begun_s
+        if not self._may_hang():
+            return None
         # A question that has no answer yet has waited for the whole window.
         health, slots = (asked.result() if asked.done() else None for asked in (asked_health, asked_slots))
         status, shown = (None, None) if slots is None else slots
         answers = health is not None and slots is not None
         moved = None if status not in (None, 200) else slots_before is not None and shown != slots_before
         share = sum(after[pid] - before.get(pid, 0.0) for pid in after) / over_s if after else None
-        return Look(share, answers, moved and answers, fmean(self._waited)), shown or slots_before
+        is_mlx = self.engine is not None and self.engine.backend.name == "mlx"
+        idle = _IDLE_MLX if is_mlx else _IDLE
+        return Look(share, answers, moved and answers, fmean(self._waited), idle), shown or slots_before
+
+    def _may_hang(self) -> bool:
+        return self.state in (InstanceState.READY, InstanceState.DRAINING) and self._is_silent()
 
     def _give_up(self, look: Look) -> None:
         """End a server that hangs."""
-        told = "answers questions" if look.answers else "answers no question"
+        told = "answers questions" if look.answers else "does not answer each question"
         used = "an unknown part" if look.share is None else f"{look.share:.2%}"
         self.error = ServerDiedError(
             f"The server generated nothing for {self._silent_s() / 60:.0f} minutes; it {told}, and uses {used} of a core.",
@@ -430,7 +443,7 @@ class ServerInstance:
         in_thread(self.server.stop).add_done_callback(self._stopped)
 
     def _stopped(self, stop: asyncio.Future[None]) -> None:
-        if isinstance(stop.exception(), RuntimeError):  # there was no thread, so the server still runs
+        if not stop.cancelled() and isinstance(stop.exception(), NoThreadError):  # so the server still runs
             asyncio.get_running_loop().call_later(_STOP_AGAIN_S, self._stop_server)
             return
         # Any other failed stop has closed the guard's pipe too, and that ends the server.
@@ -460,26 +473,34 @@ def _as_launch_error(error: BaseException) -> LaunchError:
 
 
 def _ask(base_url: str, wait_s: float, path: str) -> tuple[int, bytes] | None:
-    """Status and digest of an answer; ``None`` if none comes in time. Blocks."""
+    """Status and digest of an answer; ``None`` if none comes in time; status 0 if it could not be asked. Blocks."""
     address = urlsplit(base_url)
     connection = HTTPConnection(address.hostname or "", address.port, timeout=wait_s)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, sha256(answer.read()).digest()
-    except (OSError, HTTPException):
+    except TimeoutError:
         return None
+    except (OSError, HTTPException):
+        return 0, b""  # refused at once, or no file descriptor is free: says nothing of the time it takes
     finally:
         connection.close()
 
 
 def _processor_s(pids: frozenset[int]) -> dict[int, float]:
-    """Processor time of each process of a launch and its children, by pid. Blocks."""
-    found = {}
+    """Processor time of each process of a launch and its children, by pid; empty if the system does not tell. Blocks."""
+    found: dict[int, float] = {}
+    if is_translated():  # psutil misreads the unit of the times then
+        return found
     for process in family(pids):
-        with suppress(psutil.Error):
+        try:
             times = process.cpu_times()
-            found[process.pid] = times.user + times.system
+        except psutil.AccessDenied:
+            return {}
+        except psutil.Error:  # it has ended
+            continue
+        found[process.pid] = times.user + times.system
     return found
 
 
@@ -490,6 +511,10 @@ def _ignore(done: asyncio.Future[None]) -> None:
 
 
 T = TypeVar("T")
+
+
+class NoThreadError(RuntimeError):
+    """No thread could be started: the system has no more."""
 
 
 def in_thread(
@@ -505,7 +530,7 @@ def in_thread(
         orphaned: Called in a thread with the result if the future was cancelled or the event loop has ended.
 
     Returns:
-        A future of the result or the exception; a `RuntimeError` also if no thread could be started.
+        A future of the result or the exception; a `NoThreadError` if no thread could be started.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -534,6 +559,6 @@ def in_thread(
 
     try:
         threading.Thread(target=run, name="autospec-proxy", daemon=True).start()
-    except RuntimeError as error:  # the system has no more threads
-        future.set_exception(error)
+    except RuntimeError as error:
+        future.set_exception(NoThreadError(str(error)))
     return future

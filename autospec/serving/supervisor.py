@@ -334,27 +334,37 @@ class Supervisor:
         try:
             async with self._looking:
                 await self._look()
-                await self._learn()
+                try:
+                    await self._learn()
+                except AutospecError as error:  # a new model can be served without what is known of it
+                    _log.warning("%s", error)
         finally:
             self._scan = None
 
     async def _look(self) -> None:
         """Scan the disk and probe the backends; keep the last result if that fails or takes too long.
 
-        A scan that hangs is not begun a second time: each one would hold a thread. A late result is taken by the next look.
+        A scan that hangs is not begun a second time: each one would hold a thread. A late result is taken by the next look, which
+        scans again, as it may be hours old.
         """
+        if self._scanning is not None and self._scanning.done():
+            self._offer(self._scanning)
         wait_s = 0.0 if self._scanning is not None else _SCAN_WAIT_S
         scan = self._scanning = self._scanning or in_thread(self._dependencies.registry)
         try:
-            if not (await asyncio.wait({scan}, timeout=wait_s))[0]:
+            if (await asyncio.wait({scan}, timeout=wait_s))[0]:
+                self._offer(scan)
+            else:
                 _log.warning("The disk could not be scanned: a folder or a backend does not answer.")
-                return
-            self._scanning = None
+        finally:
+            self._scanned_at_s = self._clock()
+
+    def _offer(self, scan: asyncio.Future[ModelRegistry]) -> None:
+        self._scanning = None
+        try:
             self._reconciler.offer(scan.result())
         except AutospecError as error:
             _log.warning("The disk could not be scanned: %s", error)
-        finally:
-            self._scanned_at_s = self._clock()
 
     def _gave_up(self, launch: ServerInstance) -> None:
         self._run(self._mark(launch))

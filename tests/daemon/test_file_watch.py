@@ -111,3 +111,19 @@ def test_a_folder_that_does_not_answer_holds_nobody_up(models: Path, monkeypatch
     answers.set()
     wait_until(lambda: files.changed() == [str(models)])
     assert files.changed() == []
+
+
+def test_a_folder_that_always_answers_late_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each answer comes after the limit: it counts at the next look."""
+    files, ask = FileWatch(limit_s=0.0), os.stat
+    files.watch([str(models)])
+
+    def late(path: str, **more: Any) -> os.stat_result:
+        if path == str(models):
+            threading.Event().wait(0.02)
+        return ask(path, **more)
+
+    monkeypatch.setattr(os, "stat", late)
+    wait_until(lambda: files.changed() == [str(models)])  # known at last
+    (models / "draft.gguf").write_bytes(b"1")
+    wait_until(lambda: files.changed() == [str(models)])

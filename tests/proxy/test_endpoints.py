@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -75,6 +76,29 @@ def test_pages_share_no_threads(proxy, loop):
     assert (tune.status_code, tune.json()["error"]["code"]) == (404, "nothing_known")
     with httpx.stream("GET", proxy.base_url + "/autospec/v1/events", trust_env=False, timeout=20) as answer:
         assert next(answer.iter_lines()) == "event: recommendations"
+
+
+def test_a_database_that_hangs_keeps_a_few_threads(proxy, monkeypatch):
+    """Each poll of a monitor left a thread behind, until the system had no more."""
+    hung, asked = threading.Event(), []
+
+    def read(_storage):
+        asked.append(1)
+        hung.wait(20)
+        return ()
+
+    monkeypatch.setattr("autospec.proxy.api.read_recommendations", read)
+    monkeypatch.setattr("autospec.proxy.api._MOST_READS", 2)
+    url = proxy.base_url + "/autospec/v1/recommendations"
+    try:
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.get(url, timeout=0.1, trust_env=False)
+        refused = httpx.get(url, timeout=5, trust_env=False)
+        assert (refused.status_code, "does not answer" in refused.text, len(asked)) == (502, True, 2)
+    finally:
+        hung.set()
+    wait_until(lambda: get(proxy, "/autospec/v1/recommendations").status_code != 502)
 
 
 def test_events_tell_what_is_new(proxy, storage):

@@ -361,6 +361,11 @@ def test_small_bodies_pass_beside_large_ones(loop, dispatch, storage):
         assert ask(body) == 200
         bodies.held_bytes += 1
         assert ask(body) == 503
+        # The first part of a body of unknown length is not a small body.
+        bodies.held_bytes = 4 * bodies.limit_bytes
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n".encode()
+        chunked = head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        assert int(exchange(proxy.base_url, chunked).split()[1]) == 503
 
 
 @pytest.mark.parametrize(

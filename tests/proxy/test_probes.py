@@ -181,6 +181,17 @@ def test_a_page_that_a_person_opens_starts_the_model(loop, dispatch, storage, na
     assert [w.is_probe for w in dispatch.wanted] == [False] * 3
 
 
+def test_an_attached_server_answers_before_the_first_prompt(loop, dispatch, storage):
+    """It runs already, and has lists of its own (LM Studio's); what browsers ask for by themselves attaches nothing."""
+    dispatch.running = False
+    dispatch.servers[0].backend = "attached"
+    with proxy_over(loop, dispatch, storage) as proxy:
+        assert ask(proxy, "GET", "/api/v0/models").status_code == 200
+        for method, path in (("GET", "/favicon.ico"), ("GET", "/metrics"), ("HEAD", "/api/v0/models")):
+            assert ask(proxy, method, path).status_code == 503
+    assert len(dispatch.wanted) == 1
+
+
 @pytest.mark.parametrize("path", ["/models/unload", "/models/load", "/v1/models", "/v1/models/main"])
 def test_router_endpoints_start_nothing(proxy, dispatch, path):
     """`POST /models/unload` started the model that it was to end (Proxy review 25)."""

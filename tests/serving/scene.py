@@ -296,6 +296,7 @@ class Passing:
 
     def __init__(self, generated_bytes: int = 0) -> None:
         self.generated_bytes = generated_bytes
+        self.generates = True
         self.unread_bytes = 0
         self.given_up = 0
 

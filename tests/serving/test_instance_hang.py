@@ -22,6 +22,7 @@ from tests.serving.scene import Scene, until, wanted
 
 MINUTE_S = 60.0
 IDLE = 0.0001
+MLX = instance._IDLE_MLX
 BUSY = 0.9
 
 
@@ -40,7 +41,11 @@ BUSY = 0.9
         pytest.param(20, [Look(BUSY, True)] + [Look(IDLE, True)] * 2, None, id="idle for two windows"),
         pytest.param(20, [Look(0.001, True)] * 3, False, id="a GPU computes"),
         pytest.param(10, [Look(0.001, True, False)], None, id="a GPU computes, and the slots have not moved yet"),
-        pytest.param(20, [Look(0.001, True, waiting=20.0)] * 3, True, id="twenty requests that wait take a little"),
+        pytest.param(20, [Look(0.0003, True)] * 3, False, id="a slow GPU computes"),
+        pytest.param(20, [Look(0.0004, True, waiting=20.0)] * 3, True, id="twenty requests that wait take a little"),
+        pytest.param(20, [Look(0.001, True, waiting=5.0, idle=MLX)] * 3, True, id="MLX takes more for each"),
+        pytest.param(600, [Look(BUSY, True, False)], None, id="a machine that was paused: another look"),
+        pytest.param(600, [Look(BUSY, False)], None, id="the same, and it does not answer yet"),
         pytest.param(20, [Look(None, True)] * 3, False, id="answers, and nothing else is known"),
         pytest.param(600, [Look(BUSY, True)], False, id="computes and answers: never"),
         pytest.param(600, [Look(IDLE, True, True)] * 3, False, id="its slots move: never"),
@@ -94,7 +99,9 @@ def test_a_process_that_hangs_is_ended_and_replaced(backend, answers):
                     os.kill(process.pid, signal.SIGSTOP)
             await until(lambda: stuck.launch.state.over)
             assert gone(pids)
-            assert ("answers questions" if answers else "answers no question") in str(stuck.launch.error)
+            assert ("answers questions" if answers else "does not answer each question") in str(
+                stuck.launch.error
+            )
             stuck.died()
             stuck.give_back()
             async with await supervisor.lease(wanted()) as again:

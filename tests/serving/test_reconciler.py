@@ -515,7 +515,7 @@ def test_a_server_that_hangs_is_replaced_and_others_go_on(scene, witness):
             async with await supervisor.lease(wanted("beta")) as other:
                 assert other.base_url == scene.backend.servers[0].base_url
             (row,) = supervisor.status()["setbacks"]
-            assert "answers no question, and uses 0.00% of a core" in row["error"]
+            assert "does not answer each question, and uses 0.00% of a core" in row["error"]
 
     run(scenario())
 
@@ -621,6 +621,22 @@ def test_a_server_that_sends_is_not_asked(scene, witness):
                 answer.generated_bytes += 1
             held.give_back()
             assert not witness.asked
+
+    run(scenario())
+
+
+def test_a_page_that_stays_open_is_no_silence(scene, witness):
+    """llama.cpp's page holds a stream for as long as it is open: the model owes it nothing."""
+
+    async def scenario():
+        page = Passing()
+        page.generates = False
+        async with scene.opened() as supervisor:
+            held = await supervisor.lease(wanted())
+            held.follow(page)
+            await pass_time(supervisor, scene, 40)
+            assert not witness.asked
+            held.give_back()
 
     run(scenario())
 
