@@ -6,6 +6,7 @@ repeat a call (tenacity, stamina) do not fit.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ __all__ = [
     "launch_seconds",
     "maps_files",
     "memory_limit_bytes",
+    "repacks",
 ]
 
 _GIB: Final = 1024**3
@@ -80,6 +82,29 @@ def footprint(
         return MemoryEstimate(min(own + sum(weights.values()), limit_bytes))
     room = limit_bytes - sum(weights.values())
     return MemoryEstimate(min(own, room), weights) if room > 0 else MemoryEstimate(limit_bytes)
+
+
+# llama.cpp rearranges weights of these types for the processor, in memory of each server's own (ggml/src/ggml-cpu/repack.cpp). Seen with
+# b11434: 74 MB more than another server's 34 for a file of 78 MB in Q4_0. Builds differ in the list: a type too many costs no more than
+# a second server.
+_REPACKED: Final = ("Q2_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4")
+_REPACKED_ON_ARM: Final = (*_REPACKED, "Q8_0")
+
+
+def repacks(quantization: str, args: Sequence[str], machine: str) -> bool:
+    """True if llama.cpp may copy weights that it computes with on the processor, instead of mapping them.
+
+    Args:
+        quantization: Of the model file, ``Q4_K_M`` for example.
+        args: The user's arguments.
+        machine: `platform.machine`.
+    """
+    on = True
+    for flag, _ in options_in(args):
+        if flag in ("--repack", "-nr", "--no-repack"):
+            on = flag == "--repack"
+    is_arm = machine.lower() in ("arm64", "aarch64")
+    return on and quantization.startswith(_REPACKED_ON_ARM if is_arm else _REPACKED)
 
 
 def maps_files(args: Sequence[str]) -> bool:
@@ -204,12 +229,14 @@ class LaunchOptions:
         section, projector = self.registry.own.of(model), self.projector(model)
         extra = [adapter.path for adapter in section.lora] if section else []
         extra += [Path(section.mmproj)] if section and section.mmproj else []
+        args = self.args(model)
+        copied = any(repacks(m.quantization, args, platform.machine()) for m in (model, draft) if m)
         memory = footprint(
             model,
             draft,
-            context_of(self.args(model), own, own or self._settings.context_tokens),
+            context_of(args, own, own or self._settings.context_tokens),
             # MLX copies the weights.
-            maps_weights=self._on_cpu and model.format == "gguf" and maps_files(self.args(model)),
+            maps_weights=self._on_cpu and model.format == "gguf" and maps_files(args) and not copied,
             limit_bytes=self.limit_bytes,
             more_bytes=_bytes_of([*extra, projector] if projector else extra),
         )

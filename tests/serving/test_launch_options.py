@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autospec.drafting import OFF
-from autospec.serving.launch_options import Backoff, LaunchOptions, footprint, maps_files
+from autospec.serving.launch_options import Backoff, LaunchOptions, footprint, maps_files, repacks
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.server_pool import ServerPool
 from autospec.settings import load_settings
@@ -58,3 +58,32 @@ def test_arguments_that_copy_the_weights(args, mapped):
     pool = ServerPool(args, lambda: None, lambda: 0.0)
     options = LaunchOptions(scene.settings, HERE, scene._scan_models(), pool, Backoff())
     assert bool(options.estimate(ALPHA.name, OFF).footprint.shared_bytes) is mapped
+
+
+@pytest.mark.parametrize(
+    ("quantization", "args", "machine", "copied"),
+    [
+        ("Q4_K_M", (), "x86_64", True),
+        ("Q4_0", (), "aarch64", True),
+        ("Q4_0", ("--no-repack",), "x86_64", False),
+        ("Q4_0", ("-nr", "--repack"), "x86_64", True),
+        ("Q4_1", (), "x86_64", False),
+        ("Q8_0", (), "x86_64", False),
+        ("Q8_0", (), "arm64", True),
+        ("F16", (), "arm64", False),
+        ("", (), "x86_64", False),
+    ],
+)
+def test_weights_that_are_copied_for_the_processor(quantization, args, machine, copied):
+    """Proxy review 13: two servers of a Q4_K model took twice its memory, and the plan took it as shared."""
+    assert repacks(quantization, args, machine) is copied
+
+
+def test_copied_weights_are_not_shared():
+    """Each server of such a model counts in full."""
+    copied = dataclasses.replace(ALPHA, quantization="Q4_K_M")
+    scene = Scene(settings=load_settings(overrides={"memory_limit": 64.0}), models=(copied,))
+    options = LaunchOptions(
+        scene.settings, HERE, scene._scan_models(), ServerPool((), lambda: None, lambda: 0.0), Backoff()
+    )
+    assert not options.estimate(ALPHA.name, OFF).footprint.shared_bytes
