@@ -20,7 +20,7 @@ from autospec.proxy.access import allow_page
 from autospec.proxy.actions import ACTIONS, Actions, AskDaemon
 from autospec.proxy.dashboard import PAGE_PATHS, LiveFigures, page
 from autospec.proxy.errors import ProxyProblem
-from autospec.proxy.metrics import CONTENT_TYPE, Metrics, dashboard
+from autospec.proxy.metrics import CONTENT_TYPE, Metrics, grafana_dashboard
 from autospec.proxy.request import Refused
 from autospec.recommendations import Recommendation
 from autospec.report.selection import Question, select
@@ -275,7 +275,7 @@ class Endpoints:
 
     def _monitoring(self, what: str) -> web.Response:
         if what == "dashboard":
-            return web.Response(text=dashboard(), content_type="application/json")
+            return web.Response(text=grafana_dashboard(), content_type="application/json")
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     def _models(self, path: str) -> web.Response:

@@ -1,6 +1,6 @@
 """What is recorded of live traffic: Prometheus metrics, and samples that a thread writes into the store in batches.
 
-`dashboard.json` beside this module shows every metric in Grafana.
+`grafana.json` beside this module shows every metric in Grafana.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from autospec.measure.measurements import Sample
 from autospec.proxy.usage import RequestOutcome, label_of
 from autospec.store.database import Store
 
-__all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter", "dashboard"]
+__all__ = ["CONTENT_TYPE", "Metrics", "SampleWriter", "grafana_dashboard"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -255,9 +255,9 @@ def _label(row: Mapping[str, Any]) -> str:
     return Drafting.from_json(row["drafting"]).label
 
 
-def dashboard() -> str:
+def grafana_dashboard() -> str:
     """The Grafana dashboard, as JSON."""
-    return Path(__file__).with_name("dashboard.json").read_text(encoding="utf-8")
+    return Path(__file__).with_name("grafana.json").read_text(encoding="utf-8")
 
 
 # Samples that arrive within this time are one transaction. One takes 2 to 3 ms of processor time on a busy machine, whatever its

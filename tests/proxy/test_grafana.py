@@ -11,7 +11,7 @@ import pytest
 
 from autospec.proxy.access import Access
 from autospec.proxy.app import Rules
-from autospec.proxy.metrics import dashboard
+from autospec.proxy.metrics import grafana_dashboard
 from tests.proxy.harness import proxy_over
 from tests.proxy.test_metrics import STATUS, exposed, expressions
 
@@ -39,7 +39,7 @@ def test_it_is_served_whole(proxy):
     answer = httpx.get(f"{proxy.base_url}/autospec/dashboard", trust_env=False)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("application/json")
-    assert answer.text == dashboard()
+    assert answer.text == grafana_dashboard()
     assert answer.json()["uid"] == "autospec-proxy"
     assert proxy.base_url not in answer.text
     assert httpx.head(f"{proxy.base_url}/autospec/dashboard", trust_env=False).status_code == 200

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.proxy.metrics import Metrics, dashboard
+from autospec.proxy.metrics import Metrics, grafana_dashboard
 
 LOOKUP = Drafting(Mode.NGRAM_MOD, ngram_n=12, n_max=16, n_min=0)
 # As `Supervisor.status` says it.
@@ -59,7 +59,7 @@ def family(name: str, types: dict[str, str]) -> str:
 
 def expressions() -> Iterator[str]:
     """Every expression of the dashboard: of its panels and of its variables."""
-    document = json.loads(dashboard())
+    document = json.loads(grafana_dashboard())
     for panel in document["panels"]:
         yield from (target["expr"] for target in panel["targets"])
     yield from (v["definition"] for v in document["templating"]["list"] if v["type"] == "query")
@@ -120,7 +120,7 @@ def test_the_dashboard_shows_what_there_is():
 def test_the_dashboard_asks_only_for_labels_that_exist():
     """A wrong label matches nothing and looks like a calm proxy."""
     known = {"model", "prompt_type", "drafting", "status", "code", "kind", "limit", "state", "cause", "le"}
-    document = json.loads(dashboard())
+    document = json.loads(grafana_dashboard())
     for panel in document["panels"]:
         for target in panel["targets"]:
             by = {w for group in re.findall(r"by \(([^)]*)\)", target["expr"]) for w in group.split(", ")}
@@ -132,7 +132,7 @@ def test_the_dashboard_asks_only_for_labels_that_exist():
 
 def test_panels_have_places_of_their_own():
     """No two panels have one id or lie on each other."""
-    panels = json.loads(dashboard())["panels"]
+    panels = json.loads(grafana_dashboard())["panels"]
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels]
     assert len({p["id"] for p in panels}) == len(set(places)) == len(panels)
 
