@@ -137,7 +137,7 @@ class PairedRunner:
         return [t for t in tasks if t not in found and not self.failure(t, drafting)]
 
     def failing(self, cell_key: str, side: Drafting) -> frozenset[str]:
-        """Ids of the prompts that one side could not answer in this tune."""
+        """Ids of the prompts that one side could not answer in this tune; with drafting, those that off answers."""
         return frozenset(self._failing.get((cell_key, side), ()))
 
     def gave_up(self, cell_key: str, drafting: Drafting) -> bool:
@@ -332,6 +332,7 @@ class PairedRunner:
                 continue
             begun.add(task.cell_key)
             filled = all(self._fill(halves, task, side, block) for side in self._next_order(block.drafting))
+            self._ask_off_too([task], block, halves)
             yield self._measured(task, halves) if filled else self._failed(task, block)
 
     def _allows(self, task: Task, tasks: Sequence[Task], begun: set[str], block: _Block) -> bool:
@@ -354,6 +355,7 @@ class PairedRunner:
             sides = self._next_order(block.drafting)
             done = self._one_side(chosen, sides[0], block, halves, STRETCH_S)
             done = self._one_side(done, sides[1], block, halves, MOST_S, others=len(done))
+            self._ask_off_too(chosen, block, halves)
             for task in done:
                 yield self._measured(task, halves)
             left = [task for task in left if task not in set(done)]
@@ -418,8 +420,16 @@ class PairedRunner:
         """Measure a half that is missing; False if its server does not answer the prompt, or others of its type."""
         if (task, side.is_off) in halves:
             return True
-        if self.failure(task, block.drafting):
-            return False
+        return not self.failure(task, block.drafting) and self._ask(halves, task, side, block)
+
+    def _ask_off_too(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> None:
+        """Ask off the prompts that failed with drafting first: those that fail on both sides are no fault of the drafting."""
+        for task in tasks:
+            if (task, True) not in halves and task.prompt_id in self.failing(task.cell_key, block.drafting):
+                self._ask(halves, task, OFF, block)
+
+    def _ask(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> bool:
+        """Measure a half; False if its server does not answer the prompt."""
         position = int((task, not side.is_off) in halves)
         try:
             halves[task, side.is_off] = self._half(task, side, block, position)
@@ -435,7 +445,12 @@ class PairedRunner:
         reasons = self._failing[task.cell_key, side]
         reasons[task.prompt_id] = error.message
         fails = "fails without drafting" if side.is_off else f"fails with {side.label}"
-        self._tell(f"The prompt {task.prompt_id} is left out, because it {fails}: {error}")
+        told = f"The prompt {task.prompt_id} is left out, because it {fails}: {error}"
+        if side.is_off:
+            for (key, other), own in self._failing.items():
+                if key == task.cell_key and not other.is_off and own.pop(task.prompt_id, None) is not None:
+                    told = f"The prompt {task.prompt_id} fails without drafting, too: {error}"
+        self._tell(told)
         failures = sum(len(found) for (_, drafting), found in self._failing.items() if drafting.is_off)
         if side.is_off and failures > MOST_FAILING and not self._answered_before(task):
             raise _off_failed(task, error) from error

@@ -86,6 +86,22 @@ def test_after_several_the_rest_of_the_type_is_not_asked(tmp_path, monkeypatch, 
     made.context.launches.close()
 
 
+@pytest.mark.parametrize("resident", [2, 1])
+def test_a_prompt_that_fails_on_both_sides_is_no_fault_of_the_drafting(tmp_path, monkeypatch, resident):
+    """Off is asked, too, where drafting was asked first; the other prompts are measured."""
+    told: list[str] = []
+    runner, backend = pairing(tmp_path, Watch(), [], resident=resident)
+    runner._tell = told.append
+    monkeypatch.setattr(runner, "_next_order", lambda drafting: (drafting, OFF))
+    backend.before_answer = refusing('"1"')
+    measured = list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
+    assert sorted(m.task.prompt_id for m in measured if m.pair is not None) == ["p0", "p2"]
+    assert runner.failing("cell", OFF) == {"p1"}
+    assert not runner.failing("cell", DRAFTING)
+    assert told[-1] == "The prompt p1 fails without drafting, too: status 500: the answer cannot be parsed."
+    runner._launches.close()
+
+
 def test_a_server_that_answers_nothing_without_drafting_ends_the_tune(request_):
     """That is a fault of the settings; the error names the prompt."""
     with pytest.raises(AutospecError, match=r"coding-tune-\d .*: status 500"):
