@@ -23,7 +23,7 @@ from autospec.formats import log_percent, percent
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import of_mix, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, Sample
-from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide
+from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide, refused
 from autospec.recommendations import (
     Recommendation,
     Status,
@@ -132,12 +132,14 @@ class Known:
         pairs: Drafting → its pairs of proofs.
         predicted: Drafting → speed ratio that the replay expects.
         prompts: Number of prompts that a whole proof asks; ``None`` if it is unknown.
+        failing: Drafting → ids of the prompts that fail with it and not without; of off, those of the proof that fail without.
     """
 
     recommendation: Recommendation
     pairs: Mapping[Drafting, Sequence[Pair]] = field(default_factory=dict)
     predicted: Mapping[Drafting, float] = field(default_factory=dict)
     prompts: int | None = None
+    failing: Mapping[Drafting, frozenset[str]] = field(default_factory=dict)
 
     @property
     def answer_tokens(self) -> float:
@@ -153,7 +155,7 @@ class Known:
     def complete(self, drafting: Drafting) -> bool:
         """Whether a drafting was asked every prompt of the proof."""
         asked = len({p.off.prompt_id for p in self.pairs.get(drafting, ())})
-        return self.prompts is not None and asked >= self.prompts
+        return self.prompts is not None and asked >= self.prompts - len(self.failing.get(OFF, ()))
 
     def proves(self, drafting: Drafting) -> bool:
         """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""
@@ -280,6 +282,9 @@ def choose(
             last = (looked or {}).get(drafting.key, 0)
             decision, rounds, look = _look(drafting, here, times, shared, scatter=scatter, looked=last)
             candidate = candidate._replace(decision=decision, rounds=rounds, look=look)
+        if fails := sum(len(own.failing.get(drafting, ())) for own in here.values()):
+            # Measured in every type or not: more pairs would not change it.
+            candidate = candidate._replace(decision=refused(candidate.decision or decide((), 0), fails))
         found.append(candidate)
     found.sort(key=lambda c: (-c.ratio, c.drafting.key))
     enabled = next(

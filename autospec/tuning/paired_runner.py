@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,7 +29,7 @@ from autospec.tuning.launches import Launches
 from autospec.tuning.load_guard import LoadGuard, patience_s
 from autospec.tuning.tasks import MOST_S, STRETCH_S, StoredPairs, Task, cells_of, next_stretch
 
-__all__ = ["MOST_FAILING", "Measured", "PairedRunner"]
+__all__ = ["MOST_FAILING", "Failing", "Measured", "PairedRunner"]
 
 _TOO_FAR_APART = f"The halves of a pair must not be more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
 # A server that dies once may have been killed because another program took the memory; one that dies twice on the same
@@ -66,6 +65,8 @@ class _Block:
     ]  # gets the number of halves of the stretch so far, where launches take turns
 
 
+# Cell key and side → why it could not answer a prompt, by prompt id.
+Failing: TypeAlias = dict[tuple[str, Drafting], dict[str, str]]
 # Task, and whether it is the half without drafting.
 _Halves: TypeAlias = dict[tuple[Task, bool], Measurement]
 
@@ -82,6 +83,7 @@ class PairedRunner:
         sleep: Waits for a number of seconds; tests inject their own.
         budget_s: Of the whole tune: waits are short if it is.
         shapes: Cell key → the requests that its pairs stand for; as they are measured if left out.
+        failing: What this tune has found to fail so far; grows.
         clock: Seconds since the epoch.
     """
 
@@ -96,6 +98,7 @@ class PairedRunner:
         sleep: Callable[[float], None] = time.sleep,
         budget_s: float = math.inf,
         shapes: Mapping[str, Shapes] | None = None,
+        failing: Failing | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._launches = launches
@@ -114,8 +117,7 @@ class PairedRunner:
         self._rounds: dict[tuple[str, Drafting], int] | None = None
         self._renewal_s = 0.0
         self.off_length = OffLength(asking)  # public: others plan with it
-        # Cell and side → why it could not answer a prompt, by prompt id.
-        self._failing: defaultdict[tuple[str, Drafting], dict[str, str]] = defaultdict(dict)
+        self._failing: Failing = {} if failing is None else failing
 
     def stand_for(self, cell_key: str, shapes: Shapes) -> None:
         """Let the pairs of a cell stand for these requests from now on, those in the store too."""
@@ -442,7 +444,7 @@ class PairedRunner:
 
     def _leave_out(self, task: Task, side: Drafting, error: RequestError) -> None:
         """Note a prompt that a server answers with an error; it has not died, so the other prompts are asked."""
-        reasons = self._failing[task.cell_key, side]
+        reasons = self._failing.setdefault((task.cell_key, side), {})
         reasons[task.prompt_id] = error.message
         fails = "fails without drafting" if side.is_off else f"fails with {side.label}"
         told = f"The prompt {task.prompt_id} is left out, because it {fails}: {error}"

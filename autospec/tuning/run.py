@@ -27,6 +27,7 @@ from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.recommendations import (
     CONDITIONS,
+    FAILING,
     LIKELY,
     LIMITS,
     NO_LIMITS,
@@ -46,7 +47,7 @@ from autospec.tuning.launches import Launches, Memory, resident_launches
 from autospec.tuning.limit_checks import LimitChecks, Subject
 from autospec.tuning.limits import served_temperature, unknown_conditions
 from autospec.tuning.overall_proof import TRAFFIC_S, OverallProof
-from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.paired_runner import Failing, PairedRunner
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof, scatter_of
 from autospec.tuning.proof_predictions import ProofPredictions
@@ -87,6 +88,7 @@ class Tuning:
     _drafts: dict[str, str] | None = None
     _launch_key: str = ""
     _computing: tuple[str, ...] = ()  # parts of the machine; found only with the aim energy
+    _failing: Failing = field(default_factory=dict)
     _served: float = 0.0  # the temperature that users sample with
 
     def run(self) -> list[Recommendation]:
@@ -164,6 +166,7 @@ class Tuning:
             budget,
             resident=lambda: self._resident(fitting),
             step=self.progress.step,
+            failing=self._failing,
         ).run()
 
     def _refuse_without_energy(self) -> None:
@@ -278,6 +281,7 @@ class Tuning:
                 tell=self.progress.tell,
                 budget_s=budget.total_s,
                 shapes={c.cell.key: c.shapes for c in cells},
+                failing=self._failing,
             )
             context = TuneContext(
                 request.definition,
@@ -509,7 +513,11 @@ class Tuning:
             pair_s=pairing.took_s(cell.cell.key, cell.winner),
             launch_s=launch_s,
         )
+        off = pairing.failing(cell.cell.key, OFF) & {p.id for p in cell.prove_prompts}
+        drafted = pairing.failing(cell.cell.key, cell.winner)
+        failing = {"off": sorted(off), "drafted": sorted(drafted)}
         optional = {
+            FAILING: failing if off or drafted else None,
             "left_out": pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE) or None,
             LIKELY: likely or None,
             "prediction": cell.prediction,

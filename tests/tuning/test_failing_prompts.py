@@ -10,8 +10,10 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Mode
 from autospec.errors import AutospecError, BackendError, NoAnswerError, RequestError
 from autospec.measure.measurements import Phase
-from autospec.recommendations import Verdict
+from autospec.prompts.suite import Half
+from autospec.recommendations import FAILING, Status, Verdict
 from autospec.tuning.paired_runner import MOST_FAILING
+from autospec.tuning.run import Tuning
 from autospec.tuning.tasks import Task
 from tests.predict.machine import Machine, MachineTokens
 from tests.tuning.proofs import lab, ngram, prompts
@@ -19,6 +21,7 @@ from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY
 from tests.tuning.test_paired_runner import DRAFTING, TASKS, Watch, pairing
 from tests.tuning.test_run import (
+    MACHINE,
     TYPES,
     Silent,
     nobody_else_is_at_work,
@@ -124,15 +127,66 @@ def test_a_server_that_does_not_answer_in_time_is_no_fault_of_a_prompt(tmp_path,
     runner._launches.close()
 
 
-@pytest.mark.parametrize("off", [True, False])
-def test_a_type_is_proved_without_its_failing_prompts(request_, off):
+def test_a_type_is_proved_without_its_failing_prompts(request_):
     """One in the search, one in the proof: the same verdicts as without them."""
     progress = Silent()
-    refuse = refusing("coding tune 0", "coding prove 3", "writing prove 5", off=off)
+    refuse = refusing("coding tune 0", "coding prove 3", "writing prove 5", off=True)
     result = tune(request_, SimulatedBackend(pays_for_coding, before_answer=refuse), progress)
     assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert result[PromptType.CODING].evidence[FAILING] == {"off": ["coding-prove-3"], "drafted": []}
     assert result[PromptType.WRITING].verdict in (Verdict.DISABLE, Verdict.UNDECIDED)
     assert not any("the proof failed" in line for line in progress.told)
+
+
+@pytest.mark.parametrize("half", ["tune", "prove"])
+def test_a_drafting_that_fails_where_off_answers_is_not_enabled(request_, half):
+    """Its users would get errors; the evidence names the prompt, and later tunes do not measure it again."""
+    refuse = refusing(f"coding {half} 0", off=False)
+    backend = SimulatedBackend(pays_for_coding, before_answer=refuse)
+    coding = tune(request_, backend)[PromptType.CODING]
+    assert coding.verdict is Verdict.UNDECIDED
+    assert coding.drafting.is_off
+    assert coding.reason == "1 prompt fails with drafting only."
+    assert coding.status is Status.PROVEN
+    assert coding.evidence[FAILING] == {"off": [], "drafted": [f"coding-{half}-0"]}
+    asked = len(backend.asked)
+    assert tune(request_, backend)[PromptType.CODING].verdict is Verdict.UNDECIDED
+    assert len(backend.asked) == asked
+
+
+def test_it_is_not_enabled_for_all_types_together(request_):
+    """Not by the tune that saw the failure, and not from the evidence alone."""
+    refuse = refusing("writing prove 0", off=False)
+    backend = SimulatedBackend(lambda d, _: 2.0 if d.mode is Mode.DRAFT_MODEL else 0.9, before_answer=refuse)
+    result = tune(request_, backend)
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    for _ in range(2):
+        tuning = Tuning(request_, backend, MACHINE, Silent())
+        tuning.run()
+        assert tuning.overall().verdict is Verdict.UNDECIDED
+        assert tuning.overall().drafting.is_off
+
+
+def test_one_type_that_gave_up_in_the_search_leaves_the_others_proved(tmp_path, monkeypatch):
+    """Nothing of it is left to be measured; earlier that ended the proof of all types."""
+    cells = (("a", ngram(4), 1.5), ("b", ngram(4), 1.5), ("c", ngram(5), 1.5))
+    made = lab(tmp_path, monkeypatch, cells=cells)
+    made.backend.before_answer = refusing("a tune", off=False)
+    failing = [Task.of("a", replace(p, id=f"{p.id} again")) for p in prompts("a", 3, 1.0, Half.TUNE)]
+    list(made.context.pairing.block(failing, ngram(4), Phase.SEARCH, 0))
+    assert made.context.pairing.gave_up("a", ngram(4))
+    assert [cell.cell.key for cell in made.prove()] == ["b", "c"]
+    assert all(cell.enabled for cell in made.cells[1:])
+    made.context.launches.close()
+
+
+def test_one_type_that_gives_up_in_the_proof_leaves_the_others_proved(tmp_path, monkeypatch):
+    """Its last prompts may be clean."""
+    cells = (("a", ngram(4), 1.5), ("b", ngram(4), 1.5))
+    made = lab(tmp_path, monkeypatch, cells=cells)
+    made.backend.before_answer = refusing("a prove", off=False)
+    assert [cell.cell.key for cell in made.prove()] == ["b"]
+    made.context.launches.close()
 
 
 def test_a_type_that_cannot_be_answered_ends_no_other(request_):
