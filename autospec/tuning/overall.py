@@ -147,15 +147,20 @@ class Known:
         request = self.recommendation.evidence.get("request")
         return float(request.get("answer_tokens") or 0.0) if isinstance(request, Mapping) else 0.0
 
+    @property
+    def answered(self) -> int | None:
+        """Number of prompts of a whole proof that off answers; ``None`` if it is unknown."""
+        return None if self.prompts is None else self.prompts - len(self.failing.get(OFF, ()))
+
     def measured(self, drafting: Drafting) -> bool:
         """Whether a drafting has as many prompts here as a round of the proof."""
         asked = len({p.off.prompt_id for p in self.pairs.get(drafting, ())})
-        return asked >= min(_LEAST_PROMPTS, self.prompts or _LEAST_PROMPTS)
+        return asked >= min(_LEAST_PROMPTS, self.answered or _LEAST_PROMPTS)
 
     def complete(self, drafting: Drafting) -> bool:
-        """Whether a drafting was asked every prompt of the proof."""
+        """Whether a drafting was asked every prompt of the proof that off answers."""
         asked = len({p.off.prompt_id for p in self.pairs.get(drafting, ())})
-        return self.prompts is not None and asked >= self.prompts - len(self.failing.get(OFF, ()))
+        return self.answered is not None and asked >= self.answered
 
     def proves(self, drafting: Drafting) -> bool:
         """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""

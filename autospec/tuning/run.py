@@ -213,7 +213,12 @@ class Tuning:
             )
             since = {c.cell.key: c.history.epoch_s or 0.0 for c in unchecked}
             shapes = {c.cell.key: c.shapes for c in unchecked}
-            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes)
+            failing: Failing = {
+                (key, OFF): dict.fromkeys(told.get("off", ()), "It failed in an earlier tune.")
+                for key, proof in proofs.items()
+                if proof is not None and (told := proof.evidence.get(FAILING))
+            }
+            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes, failing=failing)
             for cell in unchecked:
                 pairing.note_stored(cell.cell.key, cell.winner)
             context = TuneContext(
@@ -351,6 +356,7 @@ class Tuning:
             keep(cell)
 
         known = {c.cell.key: context.pairing.known(c.cell.key, c.winner, Phase.PROVE) for c in cells}
+        failing = {c.cell.key: context.pairing.failing(c.cell.key, OFF) for c in cells}
         build = self.backend.capabilities().build
         models = {str(m.path): m for m in (*self.request.models, *self.request.drafts)}
         LimitChecks(
@@ -379,7 +385,7 @@ class Tuning:
                     str(c.prompt_type),
                     c.cell.key,
                     c.winner,
-                    c.prove_prompts,
+                    [p for p in c.prove_prompts if p.id not in failing[c.cell.key]],
                     known[c.cell.key],
                     shapes=c.shapes,
                     known=c.limits or NO_LIMITS,
