@@ -456,9 +456,10 @@ class Tuning:
         search.run()
         choose_winners(cells, context.space, threshold, forecast)
         for cell in cells:
-            # Without time for a single trial nothing was chosen: the next tune searches again.
+            # Without time for a single trial, or without answers, nothing was chosen: the next tune searches again.
             untried = cell.news - {d.draft for d in cell.trial_values}
-            cell.searched = not (search.out_of_time and (cell.winner.is_off or untried))
+            unanswered = context.pairing.gave_up(cell.cell.key, OFF) and cell.winner.is_off
+            cell.searched = not (unanswered or (search.out_of_time and (cell.winner.is_off or untried)))
         searched = [c for c in cells if c.searched]
         ruled_out = {"ruled_out": forecast.rule_out(searched)} if forecast is not None else {}
         # One server may run any of these for all prompt types.
@@ -481,7 +482,7 @@ class Tuning:
     def _conclusion(
         self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings, launch_s: float
     ) -> Recommendation:
-        if cell.searched and cell.winner.is_off:
+        if cell.winner.is_off and (cell.searched or pairing.gave_up(cell.cell.key, OFF)):
             failed = [t.reason for t in cell.study.tried() if t.value is None and t.reason]
             why = f" The last failure: {failed[-1]}" if failed else ""
             return nothing_to_try(cell, f"No drafting could be measured.{why}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from autospec.cells import PromptType
@@ -12,14 +15,17 @@ from autospec.errors import AutospecError, BackendError, NoAnswerError, RequestE
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half
 from autospec.recommendations import FAILING, Status, Verdict
-from autospec.tuning.paired_runner import MOST_FAILING
+from autospec.tuning.paired_runner import MOST_FAILING, Measured
 from autospec.tuning.run import Tuning
+from autospec.tuning.search import Search
+from autospec.tuning.space import Arm
+from autospec.tuning.study import open_storage
 from autospec.tuning.tasks import Task
 from tests.predict.machine import Machine, MachineTokens
 from tests.tuning.proofs import lab, ngram, prompts
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY
-from tests.tuning.test_paired_runner import DRAFTING, TASKS, Watch, pairing
+from tests.tuning.test_paired_runner import CALM, DRAFTING, TASKS, Watch, pairing, with_states
 from tests.tuning.test_run import (
     MACHINE,
     TYPES,
@@ -31,6 +37,8 @@ from tests.tuning.test_run import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_waits")
+
+ARM = Arm(Mode.NGRAM_SIMPLE)
 
 __all__ = ["nobody_else_is_at_work", "request_"]
 
@@ -197,6 +205,52 @@ def test_a_type_that_cannot_be_answered_ends_no_other(request_):
     assert result[PromptType.WRITING].verdict is Verdict.UNDECIDED
     assert result[PromptType.WRITING].drafting.is_off
     assert any(line.startswith("writing: no more of its prompts are asked") for line in progress.told)
+
+
+def test_a_type_that_off_cannot_answer_is_not_tried_again_and_again(request_):
+    """One failed trial in a tune, and the next tune searches it again."""
+    backend = SimulatedBackend(pays_for_coding, before_answer=refusing("writing"))
+    result = tune(request_, backend)
+    assert result[PromptType.WRITING].reason.startswith("No drafting could be measured.")
+    assert failed_trials(request_, PromptType.WRITING) == 1
+    backend.before_answer = lambda _server, _text: None
+    assert tune(request_, backend)[PromptType.WRITING].verdict is Verdict.DISABLE
+
+
+def failed_trials(request, kind) -> int:
+    """Number of the failed trials of a type."""
+    storage = open_storage(request.storage)
+    (name,) = [n for n in optuna.get_all_study_names(storage) if f"| {kind} |" in n]
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    return sum(t.state is optuna.trial.TrialState.FAIL for t in trials)
+
+
+def test_a_disturbed_pair_stays_if_its_repeat_fails():
+    """A trial with it is better than a failed one."""
+    first = Measured(TASKS[0], with_states(CALM, replace(CALM, on_battery=True)), "on battery")
+    pairs = {"cell": {"p0": first}}
+    repeats = SimpleNamespace(block=lambda *_: [Measured(TASKS[0], None, "status 500")])
+    search = SimpleNamespace(_context=SimpleNamespace(pairing=repeats))
+    Search._repeat_disturbed(search, DRAFTING, pairs, {})
+    assert pairs == {"cell": {"p0": first}}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_cell_without_a_prediction_is_searched_by_trials(recorded):
+    """Of a trusted drafting, too: its answers could not be recorded, and those of other types do not cover it."""
+    cell = SimpleNamespace(cell=SimpleNamespace(key="cell"), tune_prompts=[t.prompt for t in TASKS])
+    search = SimpleNamespace(
+        _dead_arms=set(),
+        _reach=SimpleNamespace(may_win=lambda *_: True),
+        _space=SimpleNamespace(leaders=lambda: [DRAFTING], arm_of=lambda _: ARM),
+        _forecast=SimpleNamespace(trusts=lambda _: True, predicted=lambda *_: 1.2 if recorded else None),
+        _pairs={"cell": {DRAFTING: [with_states(CALM, CALM)]}},
+        _definition=SimpleNamespace(prompts=3),
+        _context=SimpleNamespace(pairing=SimpleNamespace(failure=lambda *_: "")),
+    )
+    search._covers = partial(Search._covers, search)
+    assert Search._is_open(search, ARM, [cell]) is not recorded
+    assert bool(Search._unasked(search, cell, DRAFTING)) is not recorded
 
 
 def test_a_drafting_that_fails_for_one_type_is_measured_for_the_other(request_):
