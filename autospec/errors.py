@@ -21,6 +21,7 @@
         ├── LaunchError               the server did not become ready; has the log's last lines
         ├── SpeculationInactiveError  the server runs with another drafting than it was given
         └── RequestError              a request failed: refused, timed out, cut off
+            ├── NoAnswerError         in time, or the connection broke
             └── ServerDiedError       because the server's process ended
 
 Every error has one plain sentence, and a hint that says what to do next.
@@ -184,7 +185,7 @@ class RequestError(BackendError):
 
 
 class NoAnswerError(RequestError):
-    """A running server did not answer a request in time: another request may take as long."""
+    """A server did not answer a request in time, or its connection broke: no fault of the prompt, and the next may end likewise."""
 
 
 class ServerDiedError(RequestError):

@@ -15,6 +15,7 @@ from autospec.drafting import OFF, Drafting
 __all__ = [
     "CONDITIONS",
     "ENERGY",
+    "FAILING",
     "LIKELY",
     "LIMITS",
     "MODEL_SETTINGS",
@@ -42,6 +43,7 @@ USER_SETTINGS = "user_settings"
 MODEL_SETTINGS = "model_settings"
 LIKELY = "likely"
 LIMITS = "limits"
+FAILING = "failing"
 CONDITIONS = "conditions"
 ENERGY = "energy"
 # The mix of prompt types that an overall answer is for (`autospec.tuning.overall`); other recommendations lack it.

@@ -70,8 +70,8 @@ class JsonClient:
 
         Raises:
             ServerDiedError: The process ended.
-            NoAnswerError: Timed out.
-            RequestError: Refused, cut off, or an answer that is not JSON.
+            NoAnswerError: Timed out, or no connection.
+            RequestError: Refused, or an answer that is not JSON.
         """
         begun_ns = time.perf_counter_ns()
         with self._streamed(path, body, timeout_s) as (answer, parts):
@@ -125,13 +125,15 @@ class JsonClient:
                 f"{self._name} {late}.", "Ask for fewer tokens, or allow more time."
             ) from error
         except httpx.HTTPError as error:
-            raise self._broken(f"The connection to {self._name} broke: {error}.") from error
+            # An attached server that is down has no process that could be seen to end.
+            kind = NoAnswerError if isinstance(error, httpx.TransportError) else RequestError
+            raise self._broken(f"The connection to {self._name} broke: {error}.", kind) from error
 
-    def _broken(self, sentence: str) -> RequestError:
+    def _broken(self, sentence: str, kind: type[RequestError] = RequestError) -> RequestError:
         """The error for an answer that ended too early: the server's death, or else this sentence."""
         if (ended := self._ended(_DEATH_SETTLE_S)) is not None:
             return self._died(ended)
-        return RequestError(sentence, "Try again; the server's log may say why.")
+        return kind(sentence, "Try again; the server's log may say why.")
 
     def _check_alive(self) -> None:
         if (ended := self._ended(0.0)) is not None:

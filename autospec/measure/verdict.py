@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autospec.cells import Aim
-from autospec.formats import log_percent
+from autospec.formats import counted, log_percent
 from autospec.measure.launch_scatter import (
     ASSUMED_SD,
     LaunchScatter,
@@ -46,7 +46,7 @@ from autospec.measure.log_ratios import (
 )
 from autospec.recommendations import Verdict
 
-__all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide"]
+__all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide", "refused"]
 
 # Increases when the same pairs may get another verdict: earlier proofs are then evaluated again from their pairs, at the look
 # that they were evaluated at.
@@ -242,6 +242,14 @@ def decide(
         prediction_weight=evidence.control.weight,
         recorded=evidence.control.recorded,
     )
+
+
+def refused(decision: Decision, failing: int) -> Decision:
+    """The decision about a drafting with so many prompts that fail with it and not without: users would get errors."""
+    if not failing or decision.verdict is Verdict.DISABLE:
+        return decision
+    reason = f"{counted(failing, 'prompt')} {'fails' if failing == 1 else 'fail'} with drafting only"
+    return replace(decision, verdict=Verdict.UNDECIDED, final=True, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from typing import Any
 
 from autospec.backends.protocol import Completion, Cycle, Tokens
 from autospec.backends.registry import Idles
-from autospec.drafting import Drafting
+from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.measure.asking import Asking
 from autospec.measure.log_ratios import signed_rank_estimate
@@ -174,7 +174,9 @@ def compare_idle_drafts(cells: Sequence[CellRun], context: TuneContext) -> None:
     known = store.surveys(key, asking.protocol, _NOTE)
     _tell(cells, known)
     owners = {c.winner.draft: c for c in cells if c.winner.draft is not None}
-    prompts = [p for turn in zip_longest(*(c.tune_prompts for c in cells)) for p in turn if p is not None]
+    failing = {c.cell.key: context.pairing.failing(c.cell.key, OFF) for c in cells}
+    answered = ([p for p in c.tune_prompts if p.id not in failing[c.cell.key]] for c in cells)
+    prompts = [p for turn in zip_longest(*answered) for p in turn if p is not None]
     for draft, cell in owners.items():
         identity = cell.study.draft_id(cell.winner)
         if identity in known:

@@ -23,7 +23,7 @@ from autospec.formats import log_percent, percent
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import of_mix, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, Sample
-from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide
+from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide, refused
 from autospec.recommendations import (
     Recommendation,
     Status,
@@ -132,12 +132,14 @@ class Known:
         pairs: Drafting → its pairs of proofs.
         predicted: Drafting → speed ratio that the replay expects.
         prompts: Number of prompts that a whole proof asks; ``None`` if it is unknown.
+        failing: Drafting → ids of the prompts that fail with it and not without; of off, those of the proof that fail without.
     """
 
     recommendation: Recommendation
     pairs: Mapping[Drafting, Sequence[Pair]] = field(default_factory=dict)
     predicted: Mapping[Drafting, float] = field(default_factory=dict)
     prompts: int | None = None
+    failing: Mapping[Drafting, frozenset[str]] = field(default_factory=dict)
 
     @property
     def answer_tokens(self) -> float:
@@ -145,15 +147,20 @@ class Known:
         request = self.recommendation.evidence.get("request")
         return float(request.get("answer_tokens") or 0.0) if isinstance(request, Mapping) else 0.0
 
+    @property
+    def answered(self) -> int | None:
+        """Number of prompts of a whole proof that off answers; ``None`` if it is unknown."""
+        return None if self.prompts is None else self.prompts - len(self.failing.get(OFF, ()))
+
     def measured(self, drafting: Drafting) -> bool:
         """Whether a drafting has as many prompts here as a round of the proof."""
         asked = len({p.off.prompt_id for p in self.pairs.get(drafting, ())})
-        return asked >= min(_LEAST_PROMPTS, self.prompts or _LEAST_PROMPTS)
+        return asked >= min(_LEAST_PROMPTS, self.answered or _LEAST_PROMPTS)
 
     def complete(self, drafting: Drafting) -> bool:
-        """Whether a drafting was asked every prompt of the proof."""
+        """Whether a drafting was asked every prompt of the proof that off answers."""
         asked = len({p.off.prompt_id for p in self.pairs.get(drafting, ())})
-        return self.prompts is not None and asked >= self.prompts
+        return self.answered is not None and asked >= self.answered
 
     def proves(self, drafting: Drafting) -> bool:
         """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""
@@ -280,6 +287,9 @@ def choose(
             last = (looked or {}).get(drafting.key, 0)
             decision, rounds, look = _look(drafting, here, times, shared, scatter=scatter, looked=last)
             candidate = candidate._replace(decision=decision, rounds=rounds, look=look)
+        if fails := sum(len(own.failing.get(drafting, ())) for own in here.values()):
+            # Measured in every type or not: more pairs would not change it.
+            candidate = candidate._replace(decision=refused(candidate.decision or decide((), 0), fails))
         found.append(candidate)
     found.sort(key=lambda c: (-c.ratio, c.drafting.key))
     enabled = next(

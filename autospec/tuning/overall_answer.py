@@ -16,6 +16,7 @@ from autospec.measure.measurements import Pair, Phase, Shapes
 from autospec.measure.verdict import DEFAULT_RULE, Rule
 from autospec.recommendations import (
     CONDITIONS,
+    FAILING,
     LIMITS,
     OVERALL_MIX,
     USER_SETTINGS,
@@ -52,6 +53,7 @@ def known_types(
             pairs=_pairs(store, s.cell_key, s.recommendation.evidence),
             predicted=_predicted(s.recommendation),
             prompts=prompts.get(s.recommendation.prompt_type),
+            failing=_failing(s.recommendation),
         )
         for s in found
         if s.recommendation.prompt_type is not None
@@ -67,6 +69,11 @@ def _pairs(store: Store, cell_key: str, evidence: Mapping[str, Any]) -> dict[Dra
     rows = store.measurements(cell_key, protocol=protocol, phase=Phase.PROVE, since=since_s)
     found = {d: stored.known(cell_key, d, Phase.PROVE) for d in dict.fromkeys(m.compared for m in rows)}
     return {drafting: pairs for drafting, pairs in found.items() if pairs}
+
+
+def _failing(r: Recommendation) -> dict[Drafting, frozenset[str]]:
+    told = r.evidence.get(FAILING) or {}
+    return {r.tried: frozenset(told.get("drafted", ())), OFF: frozenset(told.get("off", ()))}
 
 
 def _predicted(r: Recommendation) -> dict[Drafting, float]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from autospec.backends.protocol import Backend
 from autospec.cells import PromptType
-from autospec.drafting import Drafting
+from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
@@ -24,7 +24,7 @@ from autospec.tuning.launch_scatter import known_scatter
 from autospec.tuning.launches import Launches
 from autospec.tuning.overall import Known, Overall, choose, mix_of, names_of
 from autospec.tuning.overall_answer import known_types, to_recommendation
-from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.paired_runner import MOST_FAILING, Failing, PairedRunner
 from autospec.tuning.proof import of_round
 from autospec.tuning.resume import EPOCH, REQUESTS
 from autospec.tuning.tasks import Task
@@ -47,6 +47,7 @@ class OverallProof:
         budget: Its budget; what is left of it may be spent.
         resident: How many launches fit into memory; asked only before one is made.
         step: Shown what is measured.
+        failing: The prompts that the tune has found to fail.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class OverallProof:
         *,
         resident: Callable[[], int],
         step: Callable[[TuneStep], None],
+        failing: Failing,
     ) -> None:
         self._session = session
         self._cells = {c.prompt_type: c for c in cells}
@@ -66,6 +68,7 @@ class OverallProof:
         self._budget = budget
         self._resident = resident
         self._step = step
+        self._failing = failing
         self._rule = session.request.definition.rule
         # Draftings and rounds of a type that were asked here, even if some pairs did not count.
         self._asked: set[tuple[Drafting, PromptType, int]] = set()
@@ -93,7 +96,7 @@ class OverallProof:
         prompts = {
             kind: len(own) for kind in request.suite.types() if (own := request.suite.of(kind, Half.PROVE))
         }
-        known = known_types(store, found, prompts)
+        known = {k: self._with_failing(k, v) for k, v in known_types(store, found, prompts).items()}
         samples = store.samples(
             since=time.time() - TRAFFIC_S, model=request.model.name, backend=self._cell.build.backend
         )
@@ -107,6 +110,16 @@ class OverallProof:
             if c.decision is not None and c.decision.verdict is not Verdict.ENABLE:
                 self._looked[c.drafting.key] = max(c.look, self._looked.get(c.drafting.key, 0))
         return answer
+
+    def _with_failing(self, kind: PromptType, known: Known) -> Known:
+        """With what this tune has found to fail, too."""
+        found = dict(known.failing)
+        prove = {p.id for p in self._cells[kind].prove_prompts} if kind in self._cells else set[str]()
+        for (key, side), reasons in self._failing.items():
+            if key == self._key(kind):
+                ids = reasons.keys() & prove if side.is_off else reasons.keys()
+                found[side] = found.get(side, frozenset()) | ids
+        return dataclasses.replace(known, failing=found)
 
     def _key(self, kind: PromptType) -> str:
         return dataclasses.replace(self._cell, prompt_type=kind).key
@@ -129,7 +142,11 @@ class OverallProof:
         done = self._rounds(answer)
         target = min(done.values()) + 1
         asked = [kind for kind, rounds in done.items() if rounds < target]
-        return target <= self._rule.looks[-1] and all(kind in self._cells for kind in asked)
+        return target <= self._rule.looks[-1] and all(map(self._answers, asked))
+
+    def _answers(self, kind: PromptType) -> bool:
+        """Whether a type can be asked here: off does not fail for too many of its prompts."""
+        return kind in self._cells and len(self._failing.get((self._key(kind), OFF), ())) <= MOST_FAILING
 
     def _rounds(self, answer: Overall) -> dict[PromptType, int]:
         """The complete rounds that each type of the mix has of the drafting that is to be measured."""
@@ -219,6 +236,7 @@ class OverallProof:
                 tell=self._session.tell,
                 budget_s=self._budget.total_s,
                 shapes={key: Shapes.from_json(e[REQUESTS]) for key, e in evidence.items() if e.get(REQUESTS)},
+                failing=self._failing,
             )
 
     def _save(self, answer: Overall) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -30,7 +29,7 @@ from autospec.tuning.launches import Launches
 from autospec.tuning.load_guard import LoadGuard, patience_s
 from autospec.tuning.tasks import MOST_S, STRETCH_S, StoredPairs, Task, cells_of, next_stretch
 
-__all__ = ["MOST_FAILING", "Measured", "PairedRunner"]
+__all__ = ["MOST_FAILING", "Failing", "Measured", "PairedRunner"]
 
 _TOO_FAR_APART = f"The halves of a pair must not be more than {MAX_PAIR_GAP_S / 60:.0f} minutes apart."
 # A server that dies once may have been killed because another program took the memory; one that dies twice on the same
@@ -66,6 +65,8 @@ class _Block:
     ]  # gets the number of halves of the stretch so far, where launches take turns
 
 
+# Cell key and side → why it could not answer a prompt, by prompt id.
+Failing: TypeAlias = dict[tuple[str, Drafting], dict[str, str]]
 # Task, and whether it is the half without drafting.
 _Halves: TypeAlias = dict[tuple[Task, bool], Measurement]
 
@@ -82,6 +83,7 @@ class PairedRunner:
         sleep: Waits for a number of seconds; tests inject their own.
         budget_s: Of the whole tune: waits are short if it is.
         shapes: Cell key → the requests that its pairs stand for; as they are measured if left out.
+        failing: What this tune has found to fail so far; grows.
         clock: Seconds since the epoch.
     """
 
@@ -96,6 +98,7 @@ class PairedRunner:
         sleep: Callable[[float], None] = time.sleep,
         budget_s: float = math.inf,
         shapes: Mapping[str, Shapes] | None = None,
+        failing: Failing | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._launches = launches
@@ -114,8 +117,7 @@ class PairedRunner:
         self._rounds: dict[tuple[str, Drafting], int] | None = None
         self._renewal_s = 0.0
         self.off_length = OffLength(asking)  # public: others plan with it
-        # Cell and side → why it could not answer a prompt, by prompt id.
-        self._failing: defaultdict[tuple[str, Drafting], dict[str, str]] = defaultdict(dict)
+        self._failing: Failing = {} if failing is None else failing
 
     def stand_for(self, cell_key: str, shapes: Shapes) -> None:
         """Let the pairs of a cell stand for these requests from now on, those in the store too."""
@@ -137,7 +139,7 @@ class PairedRunner:
         return [t for t in tasks if t not in found and not self.failure(t, drafting)]
 
     def failing(self, cell_key: str, side: Drafting) -> frozenset[str]:
-        """Ids of the prompts that one side could not answer in this tune."""
+        """Ids of the prompts that one side could not answer in this tune; with drafting, those that off answers."""
         return frozenset(self._failing.get((cell_key, side), ()))
 
     def gave_up(self, cell_key: str, drafting: Drafting) -> bool:
@@ -332,6 +334,7 @@ class PairedRunner:
                 continue
             begun.add(task.cell_key)
             filled = all(self._fill(halves, task, side, block) for side in self._next_order(block.drafting))
+            self._ask_off_too([task], block, halves)
             yield self._measured(task, halves) if filled else self._failed(task, block)
 
     def _allows(self, task: Task, tasks: Sequence[Task], begun: set[str], block: _Block) -> bool:
@@ -354,6 +357,7 @@ class PairedRunner:
             sides = self._next_order(block.drafting)
             done = self._one_side(chosen, sides[0], block, halves, STRETCH_S)
             done = self._one_side(done, sides[1], block, halves, MOST_S, others=len(done))
+            self._ask_off_too(chosen, block, halves)
             for task in done:
                 yield self._measured(task, halves)
             left = [task for task in left if task not in set(done)]
@@ -418,8 +422,16 @@ class PairedRunner:
         """Measure a half that is missing; False if its server does not answer the prompt, or others of its type."""
         if (task, side.is_off) in halves:
             return True
-        if self.failure(task, block.drafting):
-            return False
+        return not self.failure(task, block.drafting) and self._ask(halves, task, side, block)
+
+    def _ask_off_too(self, tasks: Sequence[Task], block: _Block, halves: _Halves) -> None:
+        """Ask off the prompts that failed with drafting first: those that fail on both sides are no fault of the drafting."""
+        for task in tasks:
+            if (task, True) not in halves and task.prompt_id in self.failing(task.cell_key, block.drafting):
+                self._ask(halves, task, OFF, block)
+
+    def _ask(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> bool:
+        """Measure a half; False if its server does not answer the prompt."""
         position = int((task, not side.is_off) in halves)
         try:
             halves[task, side.is_off] = self._half(task, side, block, position)
@@ -432,10 +444,15 @@ class PairedRunner:
 
     def _leave_out(self, task: Task, side: Drafting, error: RequestError) -> None:
         """Note a prompt that a server answers with an error; it has not died, so the other prompts are asked."""
-        reasons = self._failing[task.cell_key, side]
+        reasons = self._failing.setdefault((task.cell_key, side), {})
         reasons[task.prompt_id] = error.message
         fails = "fails without drafting" if side.is_off else f"fails with {side.label}"
-        self._tell(f"The prompt {task.prompt_id} is left out, because it {fails}: {error}")
+        told = f"The prompt {task.prompt_id} is left out, because it {fails}: {error}"
+        if side.is_off:
+            for (key, other), own in self._failing.items():
+                if key == task.cell_key and not other.is_off and own.pop(task.prompt_id, None) is not None:
+                    told = f"The prompt {task.prompt_id} fails without drafting, too: {error}"
+        self._tell(told)
         failures = sum(len(found) for (_, drafting), found in self._failing.items() if drafting.is_off)
         if side.is_off and failures > MOST_FAILING and not self._answered_before(task):
             raise _off_failed(task, error) from error

@@ -27,7 +27,7 @@ from autospec.measure.energy import energy_ratios
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, Phase
-from autospec.measure.verdict import Decision, Rule, decide
+from autospec.measure.verdict import Decision, Rule, decide, refused
 from autospec.recommendations import Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
@@ -122,6 +122,8 @@ class Proof:
         """Prove until every cell is decided, the last look is done, or the budget is spent."""
         for cell in self._cells:
             self._context.pairing.note_stored(cell.cell.key, cell.winner)
+            if self._context.pairing.gave_up(cell.cell.key, cell.winner):  # in the search
+                self._stop(cell, cell.winner)
         self._prove(self._cells)
         turned = [c for c in self._cells if self._turns_to_runner_up(c)]
         self._prove(turned)
@@ -232,7 +234,8 @@ class Proof:
         return cell.rounds < self._rule(cell).looks[-1] and not ended
 
     def _has_failed(self, cell: CellRun) -> bool:
-        return (cell.cell.key, cell.winner) in self._failed
+        gave_up = self._context.pairing.gave_up(cell.cell.key, cell.winner)
+        return gave_up or (cell.cell.key, cell.winner) in self._failed
 
     def _rule(self, cell: CellRun) -> Rule:
         rule = self._context.definition.rule
@@ -299,7 +302,8 @@ class Proof:
                 if open_tasks[measured.task.cell_key] == 0:
                     cell = by_key[measured.task.cell_key]
                     if self._context.pairing.gave_up(cell.cell.key, drafting):
-                        self._give_up([cell], drafting, RequestError(measured.disturbed))
+                        self._stop(cell, drafting)
+                        moved = True
                         continue
                     cell.rounds = round_
                     self._completed = moved = True
@@ -310,6 +314,11 @@ class Proof:
             self._context.progress.tell(f"{drafting.label}: the proof failed. {error.message}")
             return True
         return moved
+
+    def _stop(self, cell: CellRun, drafting: Drafting) -> None:
+        """Give a cell up in which too many prompts fail."""
+        why = self._context.pairing.failure(self._tasks(cell, 1)[0], drafting)
+        self._give_up([cell], drafting, RequestError(why))
 
     def _give_up(self, cells: Iterable[CellRun], drafting: Drafting, error: BackendError) -> None:
         for cell in cells:
@@ -348,9 +357,10 @@ class Proof:
         pairs = [p for p in known if (p.off.round, p.off.prompt_id) in asked]
         # Not rounds × prompts: a prompt whose pair was left out in every round counts as not asked. One that this server cannot
         # answer without drafting either is none of a user's.
-        wanted = {prompt.id for prompt in cell.prove_prompts} - self._context.pairing.failing(
-            cell.cell.key, OFF
-        )
+        pairing = self._context.pairing
+        fails_without = pairing.failing(cell.cell.key, OFF)
+        fails_drafted = len(pairing.failing(cell.cell.key, cell.winner) - fails_without)
+        wanted = {prompt.id for prompt in cell.prove_prompts} - fails_without
         complete = {p.off.prompt_id for p in pairs} >= wanted
         aim = cell.cell.aim
         values = (
@@ -362,7 +372,8 @@ class Proof:
         complete = complete and {v.prompt for v in values} >= wanted
         if len(values) >= _FEW_PAIRS:
             self._spread[cell.cell.key, cell.winner] = statistics.stdev(v.value for v in values)
-        predicted = self._predicted(cell, pairs, values, complete=complete)
+        # A drafting that is not enabled anyway needs no predictions.
+        predicted = {} if fails_drafted else self._predicted(cell, pairs, values, complete=complete)
         decision = decide(
             values,
             cell.rounds,
@@ -374,6 +385,7 @@ class Proof:
         )
         if len(values) < _LEAST_READ * len(pairs):
             decision = _unread(decision, len(values), len(pairs))
+        decision = refused(decision, fails_drafted)
         spent = cell.history.spent(cell.winner, cell.rounds, pairs)
         if spent and decision.verdict is Verdict.ENABLE:
             # An earlier tune spent this look's share of the error rate. New pairs count at the next look.

@@ -27,6 +27,7 @@ from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
 from autospec.recommendations import (
     CONDITIONS,
+    FAILING,
     LIKELY,
     LIMITS,
     NO_LIMITS,
@@ -46,7 +47,7 @@ from autospec.tuning.launches import Launches, Memory, resident_launches
 from autospec.tuning.limit_checks import LimitChecks, Subject
 from autospec.tuning.limits import served_temperature, unknown_conditions
 from autospec.tuning.overall_proof import TRAFFIC_S, OverallProof
-from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.paired_runner import Failing, PairedRunner
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof, scatter_of
 from autospec.tuning.proof_predictions import ProofPredictions
@@ -87,6 +88,7 @@ class Tuning:
     _drafts: dict[str, str] | None = None
     _launch_key: str = ""
     _computing: tuple[str, ...] = ()  # parts of the machine; found only with the aim energy
+    _failing: Failing = field(default_factory=dict)
     _served: float = 0.0  # the temperature that users sample with
 
     def run(self) -> list[Recommendation]:
@@ -164,6 +166,7 @@ class Tuning:
             budget,
             resident=lambda: self._resident(fitting),
             step=self.progress.step,
+            failing=self._failing,
         ).run()
 
     def _refuse_without_energy(self) -> None:
@@ -210,7 +213,12 @@ class Tuning:
             )
             since = {c.cell.key: c.history.epoch_s or 0.0 for c in unchecked}
             shapes = {c.cell.key: c.shapes for c in unchecked}
-            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes)
+            failing: Failing = {
+                (key, OFF): dict.fromkeys(told.get("off", ()), "It failed in an earlier tune.")
+                for key, proof in proofs.items()
+                if proof is not None and (told := proof.evidence.get(FAILING))
+            }
+            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes, failing=failing)
             for cell in unchecked:
                 pairing.note_stored(cell.cell.key, cell.winner)
             context = TuneContext(
@@ -278,6 +286,7 @@ class Tuning:
                 tell=self.progress.tell,
                 budget_s=budget.total_s,
                 shapes={c.cell.key: c.shapes for c in cells},
+                failing=self._failing,
             )
             context = TuneContext(
                 request.definition,
@@ -347,6 +356,7 @@ class Tuning:
             keep(cell)
 
         known = {c.cell.key: context.pairing.known(c.cell.key, c.winner, Phase.PROVE) for c in cells}
+        failing = {c.cell.key: context.pairing.failing(c.cell.key, OFF) for c in cells}
         build = self.backend.capabilities().build
         models = {str(m.path): m for m in (*self.request.models, *self.request.drafts)}
         LimitChecks(
@@ -375,7 +385,7 @@ class Tuning:
                     str(c.prompt_type),
                     c.cell.key,
                     c.winner,
-                    c.prove_prompts,
+                    [p for p in c.prove_prompts if p.id not in failing[c.cell.key]],
                     known[c.cell.key],
                     shapes=c.shapes,
                     known=c.limits or NO_LIMITS,
@@ -446,9 +456,10 @@ class Tuning:
         search.run()
         choose_winners(cells, context.space, threshold, forecast)
         for cell in cells:
-            # Without time for a single trial nothing was chosen: the next tune searches again.
+            # Without time for a single trial, or without answers, nothing was chosen: the next tune searches again.
             untried = cell.news - {d.draft for d in cell.trial_values}
-            cell.searched = not (search.out_of_time and (cell.winner.is_off or untried))
+            unanswered = context.pairing.gave_up(cell.cell.key, OFF) and cell.winner.is_off
+            cell.searched = not (unanswered or (search.out_of_time and (cell.winner.is_off or untried)))
         searched = [c for c in cells if c.searched]
         ruled_out = {"ruled_out": forecast.rule_out(searched)} if forecast is not None else {}
         # One server may run any of these for all prompt types.
@@ -471,7 +482,7 @@ class Tuning:
     def _conclusion(
         self, cell: CellRun, pairing: PairedRunner, settings: LaunchSettings, launch_s: float
     ) -> Recommendation:
-        if cell.searched and cell.winner.is_off:
+        if cell.winner.is_off and (cell.searched or pairing.gave_up(cell.cell.key, OFF)):
             failed = [t.reason for t in cell.study.tried() if t.value is None and t.reason]
             why = f" The last failure: {failed[-1]}" if failed else ""
             return nothing_to_try(cell, f"No drafting could be measured.{why}")
@@ -509,7 +520,11 @@ class Tuning:
             pair_s=pairing.took_s(cell.cell.key, cell.winner),
             launch_s=launch_s,
         )
+        off = pairing.failing(cell.cell.key, OFF) & {p.id for p in cell.prove_prompts}
+        drafted = pairing.failing(cell.cell.key, cell.winner)
+        failing = {"off": sorted(off), "drafted": sorted(drafted)}
         optional = {
+            FAILING: failing if off or drafted else None,
             "left_out": pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE) or None,
             LIKELY: likely or None,
             "prediction": cell.prediction,

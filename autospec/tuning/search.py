@@ -100,7 +100,7 @@ class Search:
             done, self._idle = sum(d.draft in news for d in self._known), 0
             leaders.sort(key=lambda d: d.draft not in news)
         while self._cells and done < self._definition.trials and self._idle < self._definition.patience:
-            active = [c for c in self._cells if not self._hopeless(c)]
+            active = [c for c in self._cells if not self._ended(c)]
             if not active or self._proof_comes_first():
                 break
             if not self._time_for_another():
@@ -183,7 +183,7 @@ class Search:
 
     def _try_together(self, done: int) -> None:
         """Once the trials or the patience are spent: several modes together, as long as time allows."""
-        active = [c for c in self._cells if not self._hopeless(c)]
+        active = [c for c in self._cells if not self._ended(c)]
         while self._time_for_another() and (drafting := self._together(active)) is not None:
             self._known.add(drafting)
             done += 1
@@ -218,13 +218,24 @@ class Search:
         return max(wanted, key=lambda d: (found[d], d.key)) if wanted else None
 
     def _is_open(self, arm: Arm, active: Sequence[CellRun]) -> bool:
-        """Whether an arm is searched by trials: it has no trusted prediction, and no launch has ruled it out."""
+        """Whether an arm is searched by trials: some cell has no trusted prediction of it, and no launch has ruled it out."""
         if arm.label in self._dead_arms:
             return False
         if not self._reach.may_win(arm, active):
             return False
+        if self._forecast is None:
+            return True
         samples = [d for d in self._space.leaders() if self._space.arm_of(d) == arm][:1]
-        return not all(self._forecast.trusts(d) for d in samples) if self._forecast else True
+        return not all(self._covers(cell, d) for d in samples for cell in active)
+
+    def _covers(self, cell: CellRun, drafting: Drafting) -> bool:
+        """Whether a cell has a trusted prediction of a drafting; without recorded answers it has none, whatever others have."""
+        forecast = self._forecast
+        return (
+            forecast is not None
+            and forecast.trusts(drafting)
+            and forecast.predicted(cell, drafting) is not None
+        )
 
     def _recall(self) -> int:
         """Take in the trials of earlier runs, with their patience; returns how many they are."""
@@ -310,7 +321,7 @@ class Search:
 
     def _unasked(self, cell: CellRun, drafting: Drafting) -> list[Task]:
         """Tune prompts that a drafting was not asked; empty if it has a trusted prediction, which covers them all."""
-        if self._forecast is not None and self._forecast.trusts(drafting):
+        if self._covers(cell, drafting):
             return []
         asked = {p.off.prompt_id for p in self._pairs.get(cell.cell.key, {}).get(drafting, ())}
         wanted = [Task.of(cell.cell.key, p) for p in cell.tune_prompts[: self._definition.prompts]]
@@ -354,8 +365,10 @@ class Search:
         # A trial that would end far beyond the share does not start; the first one always does.
         return left > 0 and (not self._trial_s or left > 0.5 * max(self._trial_s[-3:]))
 
-    @staticmethod
-    def _hopeless(cell: CellRun) -> bool:
+    def _ended(self, cell: CellRun) -> bool:
+        """Whether no more is tried for a cell: off fails for too many of its prompts, or everything is far too slow."""
+        if self._context.pairing.gave_up(cell.cell.key, OFF):
+            return True
         best = cell.best
         tries = len(cell.trial_values)
         return best is not None and tries >= 5 and best[1] < _HOPELESS and not cell.news
@@ -498,7 +511,8 @@ class Search:
         ]
         if again:
             for measured in self._context.pairing.block(again, drafting, Phase.SEARCH, 0):
-                pairs[measured.task.cell_key][measured.task.prompt_id] = measured
+                if measured.pair is not None:  # else the disturbed one is better than none
+                    pairs[measured.task.cell_key][measured.task.prompt_id] = measured
 
     def _is_dead(self, drafting: Drafting) -> bool:
         arm = self._space.arm_of(drafting)

@@ -77,6 +77,18 @@ def figures(backend, prompts, resident=2, budget=None):
         return idle_draft_figures(launches, asking, CHOSEN, prompts, budget or Budget(1000.0))
 
 
+def test_a_prompt_that_fails_without_drafting_is_not_asked(backend, request_):
+    """It would end the comparison."""
+
+    def refuse(_server: SimulatedServer, text: str) -> None:
+        if "coding tune 0" in text:
+            raise RequestError("status 500: the answer cannot be parsed.")
+
+    backend.before_answer = refuse
+    found = tune(request_, backend)
+    assert all(r.evidence["idle_draft"]["pairs"] == 5 for r in found.values())
+
+
 @pytest.mark.parametrize("resident", [1, 2])
 def test_it_is_measured_in_pairs(backend, request_, resident):
     """Five pairs with their interval, whichever way the launches fit into memory."""

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Mode
 from autospec.errors import AutospecError, BackendError, NoAnswerError, RequestError
 from autospec.measure.measurements import Phase
-from autospec.recommendations import Verdict
-from autospec.tuning.paired_runner import MOST_FAILING
+from autospec.prompts.suite import Half
+from autospec.recommendations import FAILING, Status, Verdict
+from autospec.tuning.paired_runner import MOST_FAILING, Measured
+from autospec.tuning.run import Tuning
+from autospec.tuning.search import Search
+from autospec.tuning.space import Arm
+from autospec.tuning.study import open_storage
 from autospec.tuning.tasks import Task
 from tests.predict.machine import Machine, MachineTokens
 from tests.tuning.proofs import lab, ngram, prompts
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY
-from tests.tuning.test_paired_runner import DRAFTING, TASKS, Watch, pairing
+from tests.tuning.test_paired_runner import CALM, DRAFTING, TASKS, Watch, pairing, with_states
 from tests.tuning.test_run import (
+    MACHINE,
     TYPES,
     Silent,
     nobody_else_is_at_work,
@@ -28,6 +37,8 @@ from tests.tuning.test_run import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_waits")
+
+ARM = Arm(Mode.NGRAM_SIMPLE)
 
 __all__ = ["nobody_else_is_at_work", "request_"]
 
@@ -86,6 +97,22 @@ def test_after_several_the_rest_of_the_type_is_not_asked(tmp_path, monkeypatch, 
     made.context.launches.close()
 
 
+@pytest.mark.parametrize("resident", [2, 1])
+def test_a_prompt_that_fails_on_both_sides_is_no_fault_of_the_drafting(tmp_path, monkeypatch, resident):
+    """Off is asked, too, where drafting was asked first; the other prompts are measured."""
+    told: list[str] = []
+    runner, backend = pairing(tmp_path, Watch(), [], resident=resident)
+    runner._tell = told.append
+    monkeypatch.setattr(runner, "_next_order", lambda drafting: (drafting, OFF))
+    backend.before_answer = refusing('"1"')
+    measured = list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
+    assert sorted(m.task.prompt_id for m in measured if m.pair is not None) == ["p0", "p2"]
+    assert runner.failing("cell", OFF) == {"p1"}
+    assert not runner.failing("cell", DRAFTING)
+    assert told[-1] == "The prompt p1 fails without drafting, too: status 500: the answer cannot be parsed."
+    runner._launches.close()
+
+
 def test_a_server_that_answers_nothing_without_drafting_ends_the_tune(request_):
     """That is a fault of the settings; the error names the prompt."""
     with pytest.raises(AutospecError, match=r"coding-tune-\d .*: status 500"):
@@ -108,15 +135,66 @@ def test_a_server_that_does_not_answer_in_time_is_no_fault_of_a_prompt(tmp_path,
     runner._launches.close()
 
 
-@pytest.mark.parametrize("off", [True, False])
-def test_a_type_is_proved_without_its_failing_prompts(request_, off):
+def test_a_type_is_proved_without_its_failing_prompts(request_):
     """One in the search, one in the proof: the same verdicts as without them."""
     progress = Silent()
-    refuse = refusing("coding tune 0", "coding prove 3", "writing prove 5", off=off)
+    refuse = refusing("coding tune 0", "coding prove 3", "writing prove 5", off=True)
     result = tune(request_, SimulatedBackend(pays_for_coding, before_answer=refuse), progress)
     assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert result[PromptType.CODING].evidence[FAILING] == {"off": ["coding-prove-3"], "drafted": []}
     assert result[PromptType.WRITING].verdict in (Verdict.DISABLE, Verdict.UNDECIDED)
     assert not any("the proof failed" in line for line in progress.told)
+
+
+@pytest.mark.parametrize("half", ["tune", "prove"])
+def test_a_drafting_that_fails_where_off_answers_is_not_enabled(request_, half):
+    """Its users would get errors; the evidence names the prompt, and later tunes do not measure it again."""
+    refuse = refusing(f"coding {half} 0", off=False)
+    backend = SimulatedBackend(pays_for_coding, before_answer=refuse)
+    coding = tune(request_, backend)[PromptType.CODING]
+    assert coding.verdict is Verdict.UNDECIDED
+    assert coding.drafting.is_off
+    assert coding.reason == "1 prompt fails with drafting only."
+    assert coding.status is Status.PROVEN
+    assert coding.evidence[FAILING] == {"off": [], "drafted": [f"coding-{half}-0"]}
+    asked = len(backend.asked)
+    assert tune(request_, backend)[PromptType.CODING].verdict is Verdict.UNDECIDED
+    assert len(backend.asked) == asked
+
+
+def test_it_is_not_enabled_for_all_types_together(request_):
+    """Not by the tune that saw the failure, and not from the evidence alone."""
+    refuse = refusing("writing prove 0", off=False)
+    backend = SimulatedBackend(lambda d, _: 2.0 if d.mode is Mode.DRAFT_MODEL else 0.9, before_answer=refuse)
+    result = tune(request_, backend)
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    for _ in range(2):
+        tuning = Tuning(request_, backend, MACHINE, Silent())
+        tuning.run()
+        assert tuning.overall().verdict is Verdict.UNDECIDED
+        assert tuning.overall().drafting.is_off
+
+
+def test_one_type_that_gave_up_in_the_search_leaves_the_others_proved(tmp_path, monkeypatch):
+    """Nothing of it is left to be measured; earlier that ended the proof of all types."""
+    cells = (("a", ngram(4), 1.5), ("b", ngram(4), 1.5), ("c", ngram(5), 1.5))
+    made = lab(tmp_path, monkeypatch, cells=cells)
+    made.backend.before_answer = refusing("a tune", off=False)
+    failing = [Task.of("a", replace(p, id=f"{p.id} again")) for p in prompts("a", 3, 1.0, Half.TUNE)]
+    list(made.context.pairing.block(failing, ngram(4), Phase.SEARCH, 0))
+    assert made.context.pairing.gave_up("a", ngram(4))
+    assert [cell.cell.key for cell in made.prove()] == ["b", "c"]
+    assert all(cell.enabled for cell in made.cells[1:])
+    made.context.launches.close()
+
+
+def test_one_type_that_gives_up_in_the_proof_leaves_the_others_proved(tmp_path, monkeypatch):
+    """Its last prompts may be clean."""
+    cells = (("a", ngram(4), 1.5), ("b", ngram(4), 1.5))
+    made = lab(tmp_path, monkeypatch, cells=cells)
+    made.backend.before_answer = refusing("a prove", off=False)
+    assert [cell.cell.key for cell in made.prove()] == ["b"]
+    made.context.launches.close()
 
 
 def test_a_type_that_cannot_be_answered_ends_no_other(request_):
@@ -127,6 +205,52 @@ def test_a_type_that_cannot_be_answered_ends_no_other(request_):
     assert result[PromptType.WRITING].verdict is Verdict.UNDECIDED
     assert result[PromptType.WRITING].drafting.is_off
     assert any(line.startswith("writing: no more of its prompts are asked") for line in progress.told)
+
+
+def test_a_type_that_off_cannot_answer_is_not_tried_again_and_again(request_):
+    """One failed trial in a tune, and the next tune searches it again."""
+    backend = SimulatedBackend(pays_for_coding, before_answer=refusing("writing"))
+    result = tune(request_, backend)
+    assert result[PromptType.WRITING].reason.startswith("No drafting could be measured.")
+    assert failed_trials(request_, PromptType.WRITING) == 1
+    backend.before_answer = lambda _server, _text: None
+    assert tune(request_, backend)[PromptType.WRITING].verdict is Verdict.DISABLE
+
+
+def failed_trials(request, kind) -> int:
+    """Number of the failed trials of a type."""
+    storage = open_storage(request.storage)
+    (name,) = [n for n in optuna.get_all_study_names(storage) if f"| {kind} |" in n]
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    return sum(t.state is optuna.trial.TrialState.FAIL for t in trials)
+
+
+def test_a_disturbed_pair_stays_if_its_repeat_fails():
+    """A trial with it is better than a failed one."""
+    first = Measured(TASKS[0], with_states(CALM, replace(CALM, on_battery=True)), "on battery")
+    pairs = {"cell": {"p0": first}}
+    repeats = SimpleNamespace(block=lambda *_: [Measured(TASKS[0], None, "status 500")])
+    search = SimpleNamespace(_context=SimpleNamespace(pairing=repeats))
+    Search._repeat_disturbed(search, DRAFTING, pairs, {})
+    assert pairs == {"cell": {"p0": first}}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_cell_without_a_prediction_is_searched_by_trials(recorded):
+    """Of a trusted drafting, too: its answers could not be recorded, and those of other types do not cover it."""
+    cell = SimpleNamespace(cell=SimpleNamespace(key="cell"), tune_prompts=[t.prompt for t in TASKS])
+    search = SimpleNamespace(
+        _dead_arms=set(),
+        _reach=SimpleNamespace(may_win=lambda *_: True),
+        _space=SimpleNamespace(leaders=lambda: [DRAFTING], arm_of=lambda _: ARM),
+        _forecast=SimpleNamespace(trusts=lambda _: True, predicted=lambda *_: 1.2 if recorded else None),
+        _pairs={"cell": {DRAFTING: [with_states(CALM, CALM)]}},
+        _definition=SimpleNamespace(prompts=3),
+        _context=SimpleNamespace(pairing=SimpleNamespace(failure=lambda *_: "")),
+    )
+    search._covers = partial(Search._covers, search)
+    assert Search._is_open(search, ARM, [cell]) is not recorded
+    assert bool(Search._unasked(search, cell, DRAFTING)) is not recorded
 
 
 def test_a_drafting_that_fails_for_one_type_is_measured_for_the_other(request_):

@@ -63,6 +63,24 @@ def test_a_draft_that_wins_everywhere_has_the_limits_that_were_checked(tmp_path)
         assert check.answer_tokens == 64
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_a_prompt_that_fails_without_drafting_is_left_out(tmp_path, later):
+    """It would void every check that asks it; the proof was without it, too. A later tune knows it from the evidence."""
+
+    def refuse(_server: SimulatedServer, text: str) -> None:
+        if "coding prove 3" in text:
+            raise RequestError("status 500: the answer cannot be parsed.")
+
+    backend = SimulatedBackend(wins, before_answer=refuse)
+    request = request_for(tmp_path, replace(CHECKED, depth=0))
+    if later:
+        unchecked = replace(request.definition, limits=LimitsDefinition())
+        tune(replace(request, definition=unchecked), backend)
+    limits = found(request, backend)
+    checks = (*limits.concurrent, *limits.temperature, *limits.second_turn)
+    assert [c.verdict for c in checks] == [LimitVerdict.FASTER] * 4
+
+
 def test_a_draft_that_wins_alone_and_loses_at_four_at_once(tmp_path):
     """The limit is two requests."""
     limits = found(request_for(tmp_path), SimulatedBackend(wins, together=lambda n: 0.5 if n == 4 else 1.0))

@@ -103,6 +103,29 @@ def test_one_drafting_that_is_best_for_all_is_enabled():
     assert Recommendation.from_json(r.to_json()).is_overall
 
 
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_drafting_with_which_a_prompt_fails_is_neither_enabled_nor_measured(rounds):
+    """Whatever its pairs say; with none of one type, too."""
+    cells = {k: known(k, DRAFTING, measured={DRAFTING: 3.0}) for k in (CODING, WRITING)}
+    writing = replace(cells[WRITING], failing={DRAFTING: frozenset({"writing-3"}), OFF: frozenset()})
+    if not rounds:
+        writing = replace(writing, pairs={})
+    answer = choose({**cells, WRITING: writing}, equal(CODING, WRITING))
+    assert (answer.verdict, answer.final, answer.next) == (Verdict.UNDECIDED, True, OFF)
+    assert answer.reason == "1 prompt fails with drafting only"
+    assert to_recommendation(answer, DEFAULT_RULE).drafting == OFF
+
+
+def test_prompts_that_fail_without_drafting_are_not_waited_for():
+    """A drafting with the seven others was asked every prompt that users can ask."""
+    cell = replace(known(CODING, DRAFTING), pairs={DRAFTING: pairs(CODING, 1.5, prompts=7)})
+    assert not cell.measured(DRAFTING)
+    assert not cell.complete(DRAFTING)
+    cell = replace(cell, failing={OFF: frozenset({"coding-7"})})
+    assert cell.measured(DRAFTING)
+    assert cell.complete(DRAFTING)
+
+
 def test_types_that_disagree_are_judged_by_all_pairs_together():
     """The gain is that of the time of the mix: 2 ÷ (1 ÷ 1.8 + 1 ÷ 1.1), and not the mean of the ratios."""
     cells = {
