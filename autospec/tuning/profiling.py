@@ -397,10 +397,15 @@ class Profiler:
     def _has_read(self, draft: str, recordings: Mapping[str, Mapping[str, Recording]]) -> bool:
         """Whether the store has all that a draft says of the recorded answers."""
         identity = self._context.space.draft_id(draft)
-        return self._stored_times(identity) is not None and all(
-            f"{identity}/{name}" in self._stored(cell, "profile")
-            for cell in self._cells
-            for name in recordings[cell.cell.key]
+        times = self._stored_times(identity)
+        return (
+            times is not None
+            and bool(times.batch_ms)
+            and all(
+                f"{identity}/{name}" in self._stored(cell, "profile")
+                for cell in self._cells
+                for name in recordings[cell.cell.key]
+            )
         )
 
     def _search_left_s(self) -> float:
@@ -427,7 +432,8 @@ class Profiler:
             else:
                 missing.append((cell, recording))
         times = self._stored_times(identity)
-        if not missing and times is not None:
+        # A dropped draft's batches were not timed.
+        if not missing and times is not None and times.batch_ms:
             self._depth.known(draft, identity)
             return replace(times, profiles=profiles)
         if times is not None and self._hopeless(draft, recordings, profiles, times.step_ms):
@@ -439,8 +445,8 @@ class Profiler:
         lacking = {c.cell.key for c, _ in missing} - {
             c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()
         }
-        # If no answers are left to read, only the times are missing: any answer gives them.
-        todo = [r for _, r in missing] or [r for own in recordings.values() for r in own.values()][:1]
+        # If no answers are left to read, only the times are missing: the typical answer gives them.
+        todo = [r for _, r in missing] or [typical_of([r for own in recordings.values() for r in own.values()])]
         # A sliding-window cache is kept whole; a recurrent state needs its checkpoints, or restarts at every miss.
         state = keeps_state(draft)
         more = WHOLE_BATCHES if timed_apart(draft) and not state else ()
