@@ -136,6 +136,8 @@ def conditions_words(r: Recommendation) -> str:
         return words
     of_prompt = f" with {share:.0%} of the prompt cached" if share else ""
     if "drafted_cached_share" in told:
+        # Live traffic tells the computed tokens of each side, and no share.
+        of_prompt = of_prompt or " with as much of the prompt cached as in live traffic"
         of_prompt = f"{of_prompt} without drafting and none with it"
     return f"{words}; composed for {answer}-token answers{of_prompt}"
 

@@ -33,6 +33,14 @@ def test_conditions_tell_which_side_has_a_prompt_cache():
     assert words.endswith("300-token answers with 50% of the prompt cached without drafting and none with it")
 
 
+def test_conditions_for_traffic_have_no_cached_share():
+    """Its computed tokens are those of each side."""
+    told = {"max_tokens": 64, "answer_tokens": 300, "cached_share": 0.0, "drafted_cached_share": 0.0}
+    words = conditions_words(recommendation(evidence={"conditions": told}))
+    cached = "with as much of the prompt cached as in live traffic without drafting and none with it"
+    assert words.endswith(f"; composed for 300-token answers {cached}")
+
+
 @pytest.mark.parametrize("damage", [{"temperature": "0.8"}, {"cached_share": [1]}])
 def test_conditions_that_cannot_be_read_are_not_told(damage):
     """Of an import that somebody edited; `recommend` goes on with the rest."""

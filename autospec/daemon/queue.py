@@ -46,12 +46,13 @@ _SEARCHED_SD = 0.15
 _MIN_SD = 0.01
 
 # How likely the old answer is wrong now, by what changed. These are judgements, not measurements: another file or machine is
-# a new question, a new build mostly changes little, drift is evidence of a change, and traffic that falls short of a proof may only
-# be unlike the suite.
+# a new question, a new build mostly changes little, drift is evidence of a change, a rule that was wrong flattered drafting, and
+# traffic that falls short of a proof may only be unlike the suite.
 _STALE = {
     "model": 1.0,
     "hardware": 1.0,
     "drift": 0.8,
+    "judged": 0.8,
     "traffic": 0.5,
     "settings": 0.7,
     "drafts": 0.6,

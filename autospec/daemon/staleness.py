@@ -45,6 +45,7 @@ __all__ = [
     "BLOCK",
     "FALSE_ALARMS_PER_1000",
     "GAP",
+    "UNCACHED",
     "BasisChange",
     "Drift",
     "Gap",
@@ -59,6 +60,8 @@ __all__ = [
     "why_stale",
 ]
 
+# Key of a basis, see `why_stale`: true of a build whose server has no prompt cache while it drafts, and of a proof that counts that.
+UNCACHED = "drafts_uncached"
 # Key of the evidence of a recommendation that is stale because of a gap: what `Gap.to_json` wrote.
 GAP = "gap"
 
@@ -90,6 +93,10 @@ def why_stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> Stale | None:
         return Stale("build", f"the backend's build changed from {then['build']} to {now['build']}")
     if _differ(then, now, "build_fingerprint"):
         return Stale("build", f"the backend was rebuilt and still reports the version {now['build']}")
+    if _differ(then, now, UNCACHED):
+        # Its pairs still count: the next tune judges them again, and starts nothing over.
+        reason = "it was judged as if a server that drafts had a prompt cache, and this build's has none"
+        return Stale("judged", reason, {"renewing": True})
     if (drafts := _drafts_changed(then.get("drafts"), now.get("drafts"))) is not None:
         return Stale("drafts", drafts)
     if _system(then.get("os")) != _system(now.get("os")) and then.get("os") and now.get("os"):

@@ -25,7 +25,7 @@ from autospec.catalog.model import Model
 from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Aim, Cell, Hardware, PromptType
 from autospec.daemon.queue import KnownCell, order, uses
-from autospec.daemon.staleness import GAP, Stale, drift_of, gap_of, mark, samples_of, why_stale
+from autospec.daemon.staleness import GAP, UNCACHED, Stale, drift_of, gap_of, mark, samples_of, why_stale
 from autospec.daemon.work import Effort, Tunable, effort_key
 from autospec.errors import AutospecError
 from autospec.files import replace_file
@@ -43,7 +43,7 @@ from autospec.settings import Settings, load_settings, parse_duration
 from autospec.store.database import Store, open_store
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import TuneRequest, judged_drafts, temperature_of
-from autospec.tuning.resume import basis_of, drafts_of
+from autospec.tuning.resume import REQUESTS, basis_of, drafts_of
 
 __all__ = ["Survey", "announce", "main", "survey"]
 
@@ -226,7 +226,8 @@ def _tunables(
                 path=_handle(model, request.models),
                 backend=able.build.backend,
                 fingerprint=model.fingerprint,
-                basis=basis_of(cell, drafts_of(fitting, named=False)),
+                basis=basis_of(cell, drafts_of(fitting, named=False))
+                | ({UNCACHED: True} if able.drafts_uncached else {}),
                 drafts=len(usable),
                 modes=sum(m.draft_free and m in able.modes for m in space.modes),
                 found_at=found.get(model.fingerprint, now),
@@ -327,6 +328,10 @@ def _basis_changed(entry: StoredRecommendation, model: Tunable) -> Stale | None:
             "hardware": entry.hardware.id,
             "os": entry.hardware.os,
         }
+    if isinstance(requests := recommendation.evidence.get(REQUESTS), dict):
+        # Earlier versions did not note it. Without a cache on either side it changes nothing.
+        alike = not requests.get("cached_share") and requests.get("traffic") is None
+        then = {**then, UNCACHED: alike or bool(requests.get("drafts_uncached"))}
     return why_stale(then, model.basis)
 
 

@@ -578,7 +578,12 @@ def paired(off: Measurement, drafted: Measurement, shapes: Shapes | None = None)
         shapes: The requests that the cell's pairs stand for; ``None`` if they count as measured.
     """
     off = _continued(off, drafted, None if shapes is None else shapes.depth)
-    return Pair(off, drafted, None if shapes is None else shapes.of_half(off))
+    if shapes is None:
+        return Pair(off, drafted)
+    # Where only the side without drafting has a prompt cache, the other one tells the whole prompt.
+    longer = shapes.drafts_uncached and drafted.prompt_tokens > off.prompt_tokens
+    whole = replace(off, prompt_tokens=drafted.prompt_tokens) if longer else off
+    return Pair(off, drafted, shapes.of_half(whole))
 
 
 def _continued(off: Measurement, drafted: Measurement, depth: DepthCosts | None) -> Measurement:

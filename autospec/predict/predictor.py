@@ -188,8 +188,8 @@ class Predictor:
 
         Args:
             drafting: The launched drafting.
-            pairs: Its pairs, of any cells; those of prompts that were not recorded are ignored, and those with another text unless
-                their cycles are the replayed ones.
+            pairs: Its pairs, of any cells; those of prompts that were not recorded are ignored. Those with other cycles than the
+                replayed ones correct no costs, and are compared if there are no others.
 
         Returns:
             The comparison, or ``None`` if there was nothing to compare.
@@ -200,11 +200,12 @@ class Predictor:
             for pair in pairs
             if (counts := self.counts(pair.off.cell_key, pair.off.prompt_id, drafting)) is not None
             and self._as_recorded(pair)
-            and (pair.same_text or _replayed([(pair, counts)]))
         ]
         if not known:
             return None
-        check = self._check(drafting, path, known)
+        # Another text hides the error of the costs. If all have another one, as at a temperature, it is still what users get.
+        alike = [(pair, counts) for pair, counts in known if pair.same_text or _replayed([(pair, counts)])]
+        check = self._check(drafting, path, alike or known)
         if check.costs_alone:
             guess = self._guesses[path]
             self._guesses[path] = replace(guess, covariance=guess.covariance * _LESS_SURE**2)
@@ -230,7 +231,8 @@ class Predictor:
                     )
                 )
             guessed = self._guessed_prompt_ms(path, recording)
-            if guessed > 0:
+            # Where the first token comes with a cycle, its time is known for the replayed one only.
+            if guessed > 0 and (counts.opening is None or _has_cycles(pair, counts)):
                 added = pair.drafted.prompt_ms - pair.off.prompt_ms - self._opening_ms(path, scale, counts)
                 self._added_prompt_ms[path].append((added, guessed))
             self._ask_again(pair)

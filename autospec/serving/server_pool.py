@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol, Self
 
-from autospec.backends.protocol import LaunchSettings, Server
+from autospec.backends.protocol import Cycle, LaunchSettings, Server
 from autospec.catalog.model import Model
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
@@ -161,9 +161,13 @@ def _serve(
 
 
 def _text_is_right(engine: Engine, server: Server) -> bool:
-    """True if the cache is off, or if no request can draft, whatever draft model the client names."""
+    """True if the cache is off, or right after drafting too, or if no request can draft, whatever draft model the client names."""
     # What a client makes an attached server draft is between the two: autospec did not start it and asks for nothing.
-    if not engine.capabilities.drafting_per_request or _NO_CACHE in pairwise(server.command):
+    can = engine.capabilities
+    if not can.drafting_per_request or _NO_CACHE in pairwise(server.command):
+        return True
+    # Of attached servers nothing is known of the cache; mlx_lm's says whether it is right after drafting.
+    if can.cycle is Cycle.MLX_LM and not can.drafts_uncached:
         return True
     return server.drafting.is_off and (not engine.per_request or "draft_model" in engine.request_fields(OFF))
 

@@ -46,8 +46,9 @@ _DEEPER_TOKENS = 512
 _LEAST_DEEPER_TOKENS = 128
 # Reading them may take this share of the search's time, for each model.
 _READING_SHARE = 0.03
-# In the store, beside the rise.
+# In the store, beside the rise; alone and of this value where no rise could be timed.
 _MORE = "more_tokens"
+_REFUSED = 0
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class DepthTiming:
         *,
         grows: Callable[[int, int], float] = lambda _near, _far: 1.0,
     ) -> Callable[[Tokens], None] | None:
-        """How to time a model's batches behind a longer context; ``None`` if it would take too long, or is known.
+        """How to time a model's batches behind a longer context; ``None`` if it would take too long, is known, or was given up.
 
         Args:
             draft: Its path, empty for the main model.
@@ -100,6 +101,8 @@ class DepthTiming:
             read_ms: Milliseconds in which the model reads one token of a prompt.
             grows: The part of the timed cache that grows between two contexts of a server in use.
         """
+        if draft in self._rises or (self.stored(_under(name)) or {}).get(_MORE) == _REFUSED:
+            return None
         affordable = _READING_SHARE * self.left_s() * 1000.0 / read_ms if read_ms > 0.0 else _DEEPER_TOKENS
         tokens = int(min(affordable, _DEEPER_TOKENS))
         if self.known(draft, name) or len(near_ms) < 2 or tokens < _LEAST_DEEPER_TOKENS:
@@ -117,6 +120,11 @@ class DepthTiming:
             self.keep(_under(name), {**rise.to_json(), _MORE: tokens})
 
         return work
+
+    def give_up(self, draft: str, name: str) -> None:
+        """Note that a launch for it did not time it, if so: no later tune launches for it."""
+        if draft not in self._rises:
+            self.keep(_under(name), {_MORE: _REFUSED})
 
     def note(self, recordings: Sequence[Recording]) -> None:
         """Give it to the requests of the cells; what an earlier tune gave them stays.

@@ -476,7 +476,8 @@ class _DraftingChecks:
         deep = condition.kind is Kind.CONTEXT
         computed_again = deep and max(off.prompt_tokens, drafted.prompt_tokens) > condition.at / 2
         # Both halves count for the proof's request. What is computed again is a cost, and stays in.
-        whole = condition.kind is Kind.TEMPERATURE  # nothing of the prompt is cached, as in the proof
+        # As in the proof, the prompt is cached on neither side: at most its beginning is, which it shares with others.
+        whole = condition.kind is Kind.TEMPERATURE and off.prompt_tokens > drafted.prompt_tokens / 2
         as_measured = condition.kind is Kind.CONCURRENT or computed_again or (self._per_request and not whole)
         return paired(off, drafted, None if as_measured else subject.shapes)
 

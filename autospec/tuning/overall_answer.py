@@ -28,7 +28,7 @@ from autospec.recommendations import (
 from autospec.store.database import Store
 from autospec.tuning.cell import acceptance
 from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
-from autospec.tuning.resume import EPOCH, REQUESTS
+from autospec.tuning.resume import EPOCH, REQUESTS, cached_as_now
 from autospec.tuning.tasks import StoredPairs
 
 __all__ = ["for_mix", "known_types", "rule_of", "to_recommendation", "wanted_pairs"]
@@ -47,10 +47,14 @@ def known_types(
         found: The recommendations of one model's cells with the same build, machine and settings.
         prompts: Type → number of prompts that a whole proof asks, where it is known.
     """
+    found = list(found)
+    noted = [Shapes.from_json(told) for s in found if (told := s.recommendation.evidence.get(REQUESTS))]
+    # They are of one build: what one of them says of its prompt cache holds for those that an earlier version proved.
+    usual = Shapes(drafts_uncached=True) if any(shapes.drafts_uncached for shapes in noted) else None
     return {
         s.recommendation.prompt_type: Known(
             recommendation=s.recommendation,
-            pairs=_pairs(store, s.cell_key, s.recommendation.evidence),
+            pairs=_pairs(store, s.cell_key, s.recommendation.evidence, usual),
             predicted=_predicted(s.recommendation),
             prompts=prompts.get(s.recommendation.prompt_type),
             failing=_failing(s.recommendation),
@@ -60,12 +64,17 @@ def known_types(
     }
 
 
-def _pairs(store: Store, cell_key: str, evidence: Mapping[str, Any]) -> dict[Drafting, list[Pair]]:
+def _pairs(
+    store: Store, cell_key: str, evidence: Mapping[str, Any], usual: Shapes | None
+) -> dict[Drafting, list[Pair]]:
     protocol, requests = evidence.get("protocol"), evidence.get(REQUESTS)
     if not protocol or requests is None:
         return {}
     since_s = float(evidence.get(EPOCH) or 0.0)
-    stored = StoredPairs(store, protocol, {cell_key: since_s}, {cell_key: Shapes.from_json(requests)})
+    shapes = Shapes.from_json(requests)
+    if usual is not None:
+        shapes = cached_as_now(shapes, usual)
+    stored = StoredPairs(store, protocol, {cell_key: since_s}, {cell_key: shapes})
     rows = store.measurements(cell_key, protocol=protocol, phase=Phase.PROVE, since=since_s)
     found = {d: stored.known(cell_key, d, Phase.PROVE) for d in dict.fromkeys(m.compared for m in rows)}
     return {drafting: pairs for drafting, pairs in found.items() if pairs}

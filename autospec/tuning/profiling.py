@@ -295,17 +295,56 @@ class Profiler:
         typical = typical_of(recordings)
         read_ms = typical.prompt_ms / len(typical.prompt_ids)
         # A proof does not try again what the search could not time, nor sizes that only its own prompts have room for.
-        if stored is None or (
+        again = stored is None or (
             self._hurried and max(stored.batch_ms, default=0) < max(batch_sizes(typical, largest))
-        ):
+        )
+        if stored is None or again:
             deeper = partial(self._time_depth, "", name, recordings, read_ms=read_ms)
             stored = DraftPass({}, 0.0, self._timed(main, path, typical, largest, deeper))
             self._keep_times(name, stored)
-        if timed_apart(path):
+        if not timed_apart(path):
+            self._time_depth("", name, recordings, lambda: _asked(main), stored.batch_ms, read_ms=read_ms)
+        elif again:
             self._depth.known("", name)
         else:
-            self._time_depth("", name, recordings, lambda: _asked(main), stored.batch_ms, read_ms=read_ms)
+            stored = self._deepened("", name, recordings, stored, largest, read_ms=read_ms)
         return dict(stored.batch_ms)
+
+    def _deepened(
+        self,
+        draft: str,
+        name: str,
+        recordings: Sequence[Recording],
+        times: DraftPass,
+        largest: int,
+        *,
+        read_ms: float,
+    ) -> DraftPass:
+        """Stored times, again with what context costs where that is missing of a model with a sliding window.
+
+        Earlier versions timed its batches alone. Launches differ, so one launch times both.
+        """
+        path = draft or self._context.launches.model_path
+        wanted = self._hurried and timed_apart(path) and not keeps_state(path)
+        if (
+            self._depth.known(draft, name)
+            or not wanted
+            or self._depth.time(draft, name, recordings, times.batch_ms, read_ms) is None
+        ):
+            return times
+        deeper = partial(self._time_depth, draft, name, recordings, read_ms=read_ms)
+        try:
+            batch_ms = self._timed_whole(path, typical_of(recordings), largest, deeper)
+        except BackendError as error:
+            self._context.progress.tell(
+                f"What context costs {Path(path).name} cannot be timed: {error.message}"
+            )
+        else:
+            if batch_ms:
+                times = replace(times, batch_ms=batch_ms)
+                self._keep_times(name, times)
+        self._depth.give_up(draft, name)
+        return times
 
     def _time_depth(
         self,
@@ -397,10 +436,15 @@ class Profiler:
     def _has_read(self, draft: str, recordings: Mapping[str, Mapping[str, Recording]]) -> bool:
         """Whether the store has all that a draft says of the recorded answers."""
         identity = self._context.space.draft_id(draft)
-        return self._stored_times(identity) is not None and all(
-            f"{identity}/{name}" in self._stored(cell, "profile")
-            for cell in self._cells
-            for name in recordings[cell.cell.key]
+        times = self._stored_times(identity)
+        return (
+            times is not None
+            and bool(times.batch_ms)
+            and all(
+                f"{identity}/{name}" in self._stored(cell, "profile")
+                for cell in self._cells
+                for name in recordings[cell.cell.key]
+            )
         )
 
     def _search_left_s(self) -> float:
@@ -427,8 +471,12 @@ class Profiler:
             else:
                 missing.append((cell, recording))
         times = self._stored_times(identity)
-        if not missing and times is not None:
-            self._depth.known(draft, identity)
+        every = [r for own in recordings.values() for r in own.values()]
+        # A dropped draft's batches were not timed.
+        if not missing and times is not None and times.batch_ms:
+            typical = typical_of(every)
+            read_ms = profiles[typical.prompt_id].draft_prompt_ms / len(typical.prompt_ids)
+            times = self._deepened(draft, identity, every, times, self._longest + 1, read_ms=read_ms)
             return replace(times, profiles=profiles)
         if times is not None and self._hopeless(draft, recordings, profiles, times.step_ms):
             return replace(times, profiles=profiles, hopeless=True)
@@ -439,8 +487,8 @@ class Profiler:
         lacking = {c.cell.key for c, _ in missing} - {
             c.cell.key for c in self._cells if profiles.keys() & recordings[c.cell.key].keys()
         }
-        # If no answers are left to read, only the times are missing: any answer gives them.
-        todo = [r for _, r in missing] or [r for own in recordings.values() for r in own.values()][:1]
+        # If no answers are left to read, only the times are missing: the typical answer gives them.
+        todo = [r for _, r in missing] or [typical_of(every)]
         # A sliding-window cache is kept whole; a recurrent state needs its checkpoints, or restarts at every miss.
         state = keeps_state(draft)
         more = WHOLE_BATCHES if timed_apart(draft) and not state else ()

@@ -32,6 +32,7 @@ __all__ = [
     "Remeasurement",
     "basis_digest",
     "basis_of",
+    "cached_as_now",
     "drafts_of",
     "note_begin",
     "note_choice",
@@ -296,7 +297,7 @@ def note_begin(
     cache does counts as it is now: earlier versions did not note it.
     """
     noted = history.requests
-    requests = usual if noted is None else replace(noted, drafts_uncached=usual.drafts_uncached)
+    requests = usual if noted is None else cached_as_now(noted, usual)
     begun = replace(
         history,
         epoch_s=now_s if history.epoch_s is None else history.epoch_s,
@@ -312,6 +313,15 @@ def note_begin(
     if history.restarts:
         study.note(_RENEWAL, now_s)
     return begun
+
+
+def cached_as_now(noted: Shapes, usual: Shapes) -> Shapes:
+    """The noted requests of a proof with what the prompt cache does to the usual ones."""
+    traffic = noted.traffic
+    # How much of its prompts drafting would compute was not noted, so today's traffic, or the suite, stands for it.
+    if traffic is not None and usual.drafts_uncached is (traffic.drafted_prompt_tokens is None):
+        traffic = usual.traffic
+    return replace(noted, traffic=traffic, drafts_uncached=usual.drafts_uncached)
 
 
 def note_requests(study: CellStudy, history: CellHistory, requests: Shapes) -> CellHistory:

@@ -14,7 +14,7 @@ from autospec.cells import PromptType
 from autospec.cli import cli
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware import identify
-from autospec.measure.measurements import AS_MEASURED
+from autospec.measure.measurements import AS_MEASURED, Shapes
 from autospec.recommendations import SCHEMA, Recommendation, Status, Verdict
 from autospec.report.server_config import what_to_run
 from autospec.settings import load_settings
@@ -180,6 +180,27 @@ def test_a_mix_takes_the_number_of_prompts_from_the_cells_own_answer(tuned):
     for answers in ([answer, other], [other, answer]):
         [found] = for_mix(tuned, tuned.recommendations(), answers, weights)
         assert [e["prompts"] for e in found.evidence["types"]] == [8, 8]
+
+
+def test_every_type_has_the_prompt_cache_of_the_build(tuned):
+    """An earlier version proved coding with a cache on both sides, and a newer one writing with drafting without one."""
+    requests = {CODING: Shapes(0.9), WRITING: Shapes(0.9, drafts_uncached=True)}
+    found = [
+        replace(
+            s,
+            recommendation=replace(r, evidence={**r.evidence, "requests": requests[r.prompt_type].to_json()}),
+        )
+        for s in tuned.recommendations()
+        if (r := s.recommendation).prompt_type is not None
+    ]
+    both, alone = known_types(tuned, found, {}), known_types(tuned, found[:1], {})
+    for known, whole in (
+        (both, 50.0),
+        (alone, None if found[0].recommendation.prompt_type is CODING else 50.0),
+    ):
+        for own in known.values():
+            shapes = {p.shape.drafted_prompt_tokens for made in own.pairs.values() for p in made if p.shape}
+            assert shapes == {whole}
 
 
 def test_it_is_stale_where_a_type_is(tuned):

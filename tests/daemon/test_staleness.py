@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from autospec.daemon.staleness import Stale, mark, why_stale
+from autospec.daemon.queue import uncertainty
+from autospec.daemon.staleness import UNCACHED, Stale, mark, why_stale
+from autospec.daemon.work import Tunable
+from autospec.daemon.work_finder import _basis_changed
+from autospec.measure.measurements import RequestShape, Shapes
 from autospec.recommendations import Status
-from tests.report.samples import recommendation
+from tests.report.samples import recommendation, stored
 
 BASIS = {
     "host": "h",
@@ -60,6 +64,30 @@ def test_what_an_older_version_did_not_keep_is_no_change():
     """Only what both know is compared."""
     assert why_stale({"build": "b100"}, BASIS) is None
     assert why_stale({"build": "b99"}, BASIS) is not None
+
+
+@pytest.mark.parametrize(
+    ("requests", "uncached", "stale"),
+    [
+        pytest.param(Shapes(0.5), True, True, id="an-earlier-version-judged-it"),
+        pytest.param(Shapes(0.0, traffic=RequestShape(9.0, 9.0)), True, True, id="for-traffic"),
+        pytest.param(Shapes(0.5, drafts_uncached=True), True, False, id="judged-as-it-is"),
+        pytest.param(Shapes(0.0), True, False, id="nothing-is-cached"),
+        pytest.param(Shapes(0.5), False, False, id="drafting-has-a-cache-too"),
+    ],
+)
+def test_a_proof_that_took_for_cached_what_drafting_computes(requests, uncached, stale):
+    """The daemon has it judged again, by a tune that goes on with its pairs."""
+    basis = {**BASIS, **({UNCACHED: True} if uncached else {})}
+    proof = recommendation(evidence={"basis": BASIS, "requests": requests.to_json()})
+    model = Tunable(proof.model, "/m", "mlx", "f", basis, 1, 0, 0.0, 1)
+    found = _basis_changed(stored(proof), model)
+    assert (found is not None) is stale
+    if found is not None:
+        marked = mark(proof, found)
+        assert uncertainty(marked) == 0.8
+        assert marked.evidence["renewing"]
+        assert "prompt cache" in marked.evidence["stale_reason"]
 
 
 def test_a_marked_one_keeps_verdict_and_figures():

@@ -232,6 +232,18 @@ def test_a_server_without_a_cache_while_it_drafts_computes_the_whole_prompt(firs
     assert not Shapes.from_json(shapes.to_json()).drafts_uncached
 
 
+def test_the_whole_prompt_is_what_drafting_computed():
+    """A fifth of it, which other prompts share, was in the cache of the server without drafting."""
+    off, drafted = mac_chat()
+    part = replace(
+        off, prompt_tokens=1600, prompt_ms=0.8 * off.prompt_ms, wall_ms=off.wall_ms - 0.2 * off.prompt_ms
+    )
+    shapes = Shapes(0.8, {"p": 300}, drafts_uncached=True)
+    whole, beside = (paired(half_, drafted, shapes) for half_ in (off, part))
+    assert beside.shape == whole.shape
+    assert beside.log_ratio == pytest.approx(whole.log_ratio, abs=0.01)
+
+
 def test_where_nothing_is_cached_both_sides_compute_the_same():
     """Translations: no part of the prompt is assumed to be cached, on either side."""
     off, _ = mac_chat()

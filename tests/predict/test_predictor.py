@@ -236,13 +236,41 @@ def test_costs_are_not_learnt_from_cycles_of_another_text(told):
         )
         for p in pairs
     ]
-    assert predictor.observe(chosen, other) is None
-    assert predictor.costs(chosen) == before
-    assert predictor.trusts(chosen)
     # Another text with the same cycles tells the costs as well.
     alike = [replace(p, drafted=replace(p.drafted, text_digest="another")) for p in pairs]
-    assert predictor.observe(chosen, [*other, *alike] if told else pairs) is not None
+    assert predictor.observe(chosen, other) is not None
+    assert predictor.costs(chosen) == before
+    predictor.observe(chosen, [*other, *alike] if told else pairs)
     assert predictor.costs(chosen).observations == len(pairs)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_launch_with_other_texts_throughout_is_compared(told):
+    """At a temperature every text is another one: a launch that is much slower than predicted is believed all the same."""
+    machine = Machine(main_path="main", costs=Costs(noise=0.0))
+    chosen, pairs = drafting(8), measured(machine, drafting(8))
+    slow = [
+        replace(
+            p,
+            drafted=replace(
+                p.drafted,
+                text_digest="another",
+                wall_ms=8 * p.drafted.wall_ms,
+                predicted_ms=8 * p.drafted.predicted_ms,
+                drafted=3 * p.drafted.drafted if told else None,
+                accepted=0 if told else None,
+            ),
+        )
+        for p in pairs
+    ]
+    mixed, other = surveyed(machine), surveyed(machine)
+    check = mixed.observe(chosen, [*slow, *pairs])
+    assert check is not None
+    assert check.agrees, "where some have the replayed cycles, those are compared"
+    check = other.observe(chosen, slow)
+    assert check is not None
+    assert check.measured < 0.7 < check.predicted
+    assert not other.trusts(chosen)
 
 
 def test_a_stalled_baseline_is_corrected_for_the_request_that_is_predicted():

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autospec.backends.protocol import Capabilities, LaunchSettings
+from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting, Mode
@@ -140,6 +140,12 @@ class FakeMlx(FakeBackend):
     name: str = "mlx"
     per_request: bool = True
     cache_args: tuple[str, ...] = ("--prompt-cache-size", "0")
+    drafts_uncached: bool = True
+
+    def capabilities(self) -> Capabilities:
+        """Those of mlx_lm's cycle."""
+        told = super().capabilities()
+        return replace(told, cycle=Cycle.MLX_LM, drafts_uncached=self.drafts_uncached)
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """What it would be launched with."""

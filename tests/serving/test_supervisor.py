@@ -703,6 +703,17 @@ def test_a_cache_that_makes_wrong_text_is_never_served():
     run(scenario())
 
 
+def test_a_cache_that_is_right_after_drafting_is_served():
+    """An mlx-lm whose cache is: the first launch, which keeps its cache, stays."""
+
+    async def scenario():
+        scene = Scene(FakeMlx(cache_args=(), drafts_uncached=False))
+        async with scene.opened() as supervisor, await supervisor.lease(wanted()):
+            assert [settings.serving for *_, settings in scene.backend.asked] == [True]
+
+    run(scenario())
+
+
 def test_closing_drains_and_refuses():
     """Started answers end, waiting requests are refused, and nothing is left."""
 

@@ -189,6 +189,62 @@ def test_the_layers_without_a_window_go_on_growing(request_, monkeypatch):
     assert (cycle.pass_ms, cycle.token_ms) == pytest.approx((0.055 / 6, 0.06 / 6), rel=0.1)
 
 
+def tune_thrice(request: TuneRequest, monkeypatch) -> tuple[list[list[str]], set[str]]:
+    """Which models each of three tunes times apart, the first by an earlier version, and for which the store has a rise then."""
+    gemma, draft = header(32, 500), str(request.models[1].path)
+    monkeypatch.setattr(profiling, "_header", {str(m.path): gemma for m in request.models}.get)
+    monkeypatch.setattr("autospec.tuning.profiling.output_share", lambda _: 0.0)
+    times, time_depth, backend = (
+        [],
+        Profiler._time_depth,
+        machine(request, acceptance=lambda _: 0.85, costs=DEEP),
+    )
+    timed_whole = Profiler._timed_whole
+
+    def spy(self, path, *args):
+        times[-1].append("draft" if path == draft else "main")
+        return timed_whole(self, path, *args)
+
+    monkeypatch.setattr(Profiler, "_timed_whole", spy)
+    for early in (True, False, False):
+        times.append([])
+        monkeypatch.setattr(Profiler, "_time_depth", lambda *_, **__: None) if early else monkeypatch.setattr(
+            Profiler, "_time_depth", time_depth
+        )
+        monkeypatch.setattr(
+            CellHistory, "news", lambda *_, early=early, **__: frozenset(() if early else (draft,))
+        )
+        recommendation, _ = tune(request, backend)
+    store = open_store(request.storage)
+    try:
+        surveys = store.surveys(recommendation.evidence["cell"], request.protocol, "times")
+    finally:
+        store.close()
+    return times, {n for n, data in surveys.items() if n.endswith("/depth") and data["more_tokens"]}
+
+
+def test_windows_whose_batches_are_stored_get_it_once(request_, monkeypatch):
+    """An earlier version timed the batches alone: the next search launches each model once more."""
+    timed, known = tune_thrice(request_, monkeypatch)
+    assert timed == [["main"], ["main", "draft"], []]
+    assert len(known) == 2
+
+
+def test_what_cannot_be_timed_is_not_tried_by_every_search(request_, monkeypatch):
+    """The server refuses the longer context: that is noted."""
+    batch_ms = MachineTokens.batch_ms
+
+    def refuse(self, ids, extra):
+        if len(ids) + len(extra) > 400:
+            raise RequestError("the request exceeds the available context size")
+        return batch_ms(self, ids, extra)
+
+    monkeypatch.setattr(MachineTokens, "batch_ms", refuse)
+    timed, known = tune_thrice(request_, monkeypatch)
+    assert timed == [["main"], ["main", "draft"], []]
+    assert not known
+
+
 def test_a_state_leaves_it_out(request_, monkeypatch):
     """No batch can be timed behind a text: the evidence has no rise."""
     monkeypatch.setattr("autospec.tuning.profiling.output_share", lambda _: 0.0)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from autospec.backends.placement import Weights, Where
 from autospec.hardware.gpu import Device
 from autospec.measure.launch_scatter import LaunchScatter
-from autospec.measure.measurements import Pair, Sample
+from autospec.measure.measurements import Pair, Sample, Shapes
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import LimitCheck, Limits, LimitVerdict
 from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Memory
+from autospec.tuning.limit_checks import Subject, _DraftingChecks, _Item
 from autospec.tuning.limits import (
     Condition,
     Kind,
@@ -27,7 +29,7 @@ from autospec.tuning.limits import (
     unknown_conditions,
 )
 from tests.catalog.making import make_model
-from tests.report.samples import measurement
+from tests.report.samples import DRAFTING, measurement
 
 GIB = 1024**3
 PLENTY = Memory(1024 * GIB)
@@ -356,3 +358,18 @@ def test_four_pairs_leave_a_check_open():
 def test_nothing_measured_has_a_note():
     """The sentence says why."""
     assert check_of(DEEP, [], DEFAULT_RULE, KNOWN, "No.") == LimitCheck(8192, note="No.")
+
+
+@pytest.mark.parametrize(("computed", "composed"), [(50, True), (30, True), (20, False)])
+def test_a_prompt_that_is_mostly_in_the_cache_stays_as_measured(computed, composed):
+    """Without drafting a server that keeps its cache computes what it lacks of 50 tokens; the request has half of them cached."""
+    halves = {
+        (0, True): measurement(with_drafting=False, prompt_tokens=computed),
+        (0, False): measurement(with_drafting=True, prompt_tokens=50),
+    }
+    subject = Subject("coding", "aaaabbbbcccc", DRAFTING, (), 150, shapes=Shapes(0.5, drafts_uncached=True))
+    checks, item = SimpleNamespace(_per_request=True), _Item(0, ())
+    pair = _DraftingChecks._pair(checks, Condition(Kind.TEMPERATURE, 0.8), subject, item, halves)
+    assert (pair.shape is not None) is composed
+    if pair.shape is not None:
+        assert (pair.shape.prompt_tokens, pair.shape.drafted_prompt_tokens) == (25.0, 50.0)

@@ -71,6 +71,30 @@ def test_a_dropped_draft_costs_no_more(request_, monkeypatch):
     assert all(any("is dropped" in line for line in lines) for lines in told)
 
 
+@pytest.mark.parametrize("pays", [False, True])
+def test_a_dropped_drafts_times_are_not_whole(request_, monkeypatch, pays):
+    """A later tune asks only what it read before: it is dropped again, or its batches are timed, which are not free."""
+    better, worse = (str(model.path) for model in request_.models[1:])
+    request_ = replace(request_, prompt_types=TYPES)
+    backend = machine(request_, acceptance=lambda _: 0.8, costs=WAITS_FOR_MEMORY, worse={worse: 0.75})
+    Tuning(request_, backend, MACHINE, Silent()).run()
+    init, passes, made, progress = Profiler.__init__, Profiler._passes, [], Silent()
+    first = {"prompts": lambda cell: cell.tune_prompts[: 2 if cell.prompt_type is TYPES[0] else 1]}
+    # Pairs without drafting were cut shorter since: the machine is to continue the recorded answers.
+    for (words, length, _), text in sorted(backend._texts.items(), key=lambda known: known[0][1]):
+        backend._asked[text.prompt_ids] = words, length
+    monkeypatch.setattr(Profiler, "__init__", lambda *args, **more: init(*args, **{**more, **first}))
+    monkeypatch.setattr(Profiler, "_passes", lambda *args: (made.append(passes(*args)), made[-1])[1])
+    monkeypatch.setattr(CellHistory, "news", lambda *_, **__: frozenset((better,)))
+    if pays:
+        monkeypatch.setattr(Profiler, "_hopeless", lambda *_: False)
+    Tuning(request_, backend, MACHINE, progress).run()
+    assert any("second.gguf is dropped" in line for line in progress.told) is not pays
+    assert [path for path, _ in backend.launched].count(worse) == 1 + pays
+    assert made[0][worse].hopeless is not pays
+    assert bool(made[0][worse].batch_ms) is pays
+
+
 def test_nothing_is_recorded_or_read_after_the_searchs_time(request_, monkeypatch):
     """The first answer takes all of it: the other types are not recorded, no draft runs, and the tune says so."""
     left = iter([100.0])

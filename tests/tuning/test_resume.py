@@ -9,7 +9,7 @@ import pytest
 
 from autospec.cells import Build, Cell, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.measure.measurements import Pair, Shapes
+from autospec.measure.measurements import Pair, RequestShape, Shapes
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.tuning.resume import (
@@ -185,6 +185,16 @@ class TestHistory:
         begun = note_begin(study, noted, 8.0, Shapes(cached_share=0.9, drafts_uncached=True), ())
         assert begun.requests == Shapes(cached_share=0.5, drafts_uncached=True)
         assert CellHistory.read(study, None, request_).requests == begun.requests
+
+    @pytest.mark.parametrize("today", [None, RequestShape(900.0, 50.0, drafted_prompt_tokens=3000.0)])
+    def test_noted_traffic_does_not_tell_what_drafting_computes(self, study, today):
+        """Such traffic gives drafting the cached prompt of drafting off: today's, or the suite, takes its place."""
+        old, new = Shapes(traffic=RequestShape(400.0, 70.0)), Shapes(traffic=today, drafts_uncached=True)
+        noted = note_begin(study, CellHistory(), 7.0, old, ())
+        begun = note_begin(study, noted, 8.0, new, ())
+        assert begun.requests == new
+        later = replace(new, traffic=RequestShape(500.0, 60.0, drafted_prompt_tokens=2000.0))
+        assert note_begin(study, begun, 9.0, later, ()).requests == new, "it counts from then on"
 
     def test_only_a_proof_of_the_current_protocol_and_rule_holds(self, study, request_):
         """Another rule or suite, or a stale one: it is measured again."""
