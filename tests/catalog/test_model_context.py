@@ -29,7 +29,7 @@ GIVEN = [
     (("-c", "0"), OWN),
     (("-c", "8192", "-c", "0"), OWN),
 ]
-MODEL = make_model("main", context_length=OWN, kv_bytes_per_token=1024)
+MODEL = make_model("main", context_length=OWN, kv_bytes_per_token=1024, quantization="F16")
 NOT_GIVEN = [
     (),
     ("-c",),
