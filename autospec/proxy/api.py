@@ -61,7 +61,7 @@ class _Reads:
         self._running += 1
         read = in_thread(work)
         read.add_done_callback(self._ended)
-        return await asyncio.shield(read)  # counted until its thread ends, whoever still waits
+        return await asyncio.shield(read)  # counted until its thread ends, also if its client has left
 
     def _ended(self, read: asyncio.Future[Any]) -> None:
         self._running -= 1
