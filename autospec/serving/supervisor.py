@@ -336,7 +336,7 @@ class Supervisor:
                 await self._look()
                 try:
                     await self._learn()
-                except AutospecError as error:  # a new model can be served without what is known of it
+                except AutospecError as error:  # a new model is served without its recommendations
                     _log.warning("%s", error)
         finally:
             self._scan = None

@@ -85,8 +85,8 @@ def test_a_second_tune_does_not_time_it_again(request_, monkeypatch):
     assert max(told, default=0) < 512
 
 
-def test_a_context_that_is_too_short_leaves_it_out(request_, monkeypatch):
-    """The server refuses 512 more tokens: the tune goes on, and a token costs what was measured."""
+def refuse_long_contexts(monkeypatch):
+    """The servers' context is too short for 512 more tokens."""
     batch_ms = MachineTokens.batch_ms
 
     def refuse(self, ids, extra):
@@ -95,6 +95,11 @@ def test_a_context_that_is_too_short_leaves_it_out(request_, monkeypatch):
         return batch_ms(self, ids, extra)
 
     monkeypatch.setattr(MachineTokens, "batch_ms", refuse)
+
+
+def test_a_context_that_is_too_short_leaves_it_out(request_, monkeypatch):
+    """The server refuses 512 more tokens: the tune goes on, and a token costs what was measured."""
+    refuse_long_contexts(monkeypatch)
     recommendation, _ = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=DEEP))
     assert depth_of(recommendation) is None
     assert recommendation.speedup > 2.0
@@ -232,14 +237,7 @@ def test_windows_whose_batches_are_stored_get_it_once(request_, monkeypatch):
 
 def test_what_cannot_be_timed_is_not_tried_by_every_search(request_, monkeypatch):
     """The server refuses the longer context: that is noted."""
-    batch_ms = MachineTokens.batch_ms
-
-    def refuse(self, ids, extra):
-        if len(ids) + len(extra) > 400:
-            raise RequestError("the request exceeds the available context size")
-        return batch_ms(self, ids, extra)
-
-    monkeypatch.setattr(MachineTokens, "batch_ms", refuse)
+    refuse_long_contexts(monkeypatch)
     timed, known = tune_thrice(request_, monkeypatch)
     assert timed == [["main"], ["main", "draft"], []]
     assert not known
