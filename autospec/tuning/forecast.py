@@ -36,6 +36,9 @@ MOST_TOGETHER = 3
 _LONG_MATCH = 12
 # A trial's deviation from its prediction is averaged with this number of prompts without a deviation.
 _SHRINK = 2.0
+# A drafting is a rival of the winner if, with at least this chance, it is this much faster on other prompts.
+_RIVAL_CHANCE = 0.1
+WORTH_A_RIVAL = math.log(1.05)
 
 
 class Forecast:
@@ -259,6 +262,33 @@ class Forecast:
         valued = [(v, d) for d in candidates if (v := self.expected(cell, d)) is not None]
         return max(valued, key=lambda item: item[0])[1] if valued else None
 
+    def rival(self, cell: CellRun, winner: Drafting) -> Drafting | None:
+        """The drafting of another arm that may be clearly faster than the winner on other prompts; ``None`` without one.
+
+        How much the difference between the two varies over the recorded prompts tells how wrong their mean may be (Student's t).
+        """
+        own = self._expected_logs(cell, winner)
+        best: dict[str, tuple[float, Drafting]] = {}
+        for drafting in self._open([*self._grid, *self._together], set()):
+            arm, value = self._arm(drafting), self.expected(cell, drafting)
+            if arm == self._arm(winner) or value is None or math.log(value) <= self._threshold:
+                continue
+            if arm not in best or value > best[arm][0]:
+                best[arm] = value, drafting
+        likeliest: tuple[float, Drafting] | None = None
+        for _, drafting in best.values():
+            logs = self._expected_logs(cell, drafting)
+            chance = _chance_above(WORTH_A_RIVAL, [logs[p] - own[p] for p in own.keys() & logs.keys()])
+            if chance >= _RIVAL_CHANCE and (likeliest is None or chance > likeliest[0]):
+                likeliest = chance, drafting
+        return None if likeliest is None else likeliest[1]
+
+    def _expected_logs(self, cell: CellRun, drafting: Drafting) -> dict[str, float]:
+        """Prompt id → expected ln(drafting ÷ off), corrected by the drafting's own launch."""
+        deviation = self._tried.get((cell.cell.key, drafting), 0.0)
+        logs = self._predictor.log_ratios(cell.cell.key, drafting)
+        return {prompt: log + deviation for prompt, log in logs.items()}
+
     def draft_free(self, cell: CellRun) -> dict[Drafting, float]:
         """The cautiously expected speed ratio of each draft-free drafting with a trusted prediction that drafts in a cell."""
         open_ = self._open(self._grid, set())
@@ -360,6 +390,16 @@ class Forecast:
     def _arm(self, drafting: Drafting) -> str:
         arm = self._space.arm_of(drafting)
         return arm.label if arm is not None else ""
+
+
+def _chance_above(bar: float, values: Sequence[float]) -> float:
+    """The chance that the mean of the values' kind is above a bar; 0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    ahead, spread = statistics.fmean(values) - bar, statistics.stdev(values)
+    if spread <= 0.0:
+        return float(ahead > 0.0)
+    return float(special.stdtr(len(values) - 1, ahead / (spread / math.sqrt(len(values)))))
 
 
 def _best_few(

@@ -5,7 +5,8 @@ is asked again before all have been: other prompts tell more than the same ones 
 a cell, except that the first keeps the search's off. Cells in the same round share off, and cells with the same winner share
 both servers. If the budget does not suffice for all cells, it goes first to those whose decision is near and whose gain is
 large, and only to cells that it can decide. If the winner is slower on these prompts, or is not enabled, the runner-up is
-proved, with its own share of the error rate.
+proved, with its own share of the error rate; likewise if the winner is enabled, and the runner-up is expected to be clearly
+faster on these prompts.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide, refused
-from autospec.recommendations import Verdict
+from autospec.recommendations import Recommendation, Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
+from autospec.tuning.forecast import WORTH_A_RIVAL
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.tasks import Task
 
@@ -129,6 +131,19 @@ class Proof:
         self._prove(turned)
         # If the runner-up is no better, the first drafting's proof continues, with its own share of the error rate.
         self._prove([c for c in turned if self._turns_back(c)])
+
+    def contest(self, stored: Callable[[CellRun], Recommendation | None]) -> None:
+        """Prove the runner-up of each enabled winner than which it is expected to be clearly faster on these prompts.
+
+        The search chose the winner by a few prompts; the answers of the proof are many more. The runner-up has its own share of the error
+        rate, used or not. `stored` returns a cell's proof, which is served until a better one is stored.
+        """
+        rivals = [c for c in self._cells if self._is_contested(c)]
+        for cell in rivals:
+            cell.stands = stored(cell)
+        self._prove(rivals)
+        for cell in rivals:
+            self._end_contest(cell)
 
     def expected_s(self) -> float:
         """Expected seconds until the winners are decided, as far as the time of requests is known."""
@@ -275,6 +290,53 @@ class Proof:
         cell.pending = not ended
         self._on_look(cell)
         return ended
+
+    def _is_contested(self, cell: CellRun) -> bool:
+        """Whether the runner-up of an enabled winner is proved now; the cell has turned to it then."""
+        pairing, budget = self._context.pairing, self._context.budget
+        enabled = cell.decided and cell.enabled and cell.stands is None
+        first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
+        key = cell.cell.key
+        if not (enabled and first) or self._predictions is None or cell.cell.aim is Aim.ENERGY:
+            return False
+        if pairing.gave_up(key, cell.runner_up):
+            return False
+        reading_s = self._reading_s(cell, cell.runner_up, pairing.pace.request_s(key, OFF))
+        if not budget.allows(reading_s):
+            return False
+
+        def pairs_of(drafting: Drafting) -> list[Pair]:
+            return [p for phase in (Phase.SEARCH, Phase.PROVE) for p in pairing.known(key, drafting, phase)]
+
+        try:
+            ahead = self._predictions.ahead(cell, pairs_of)
+        except BackendError as error:
+            self._context.progress.tell(
+                f"{cell.prompt_type}: {cell.runner_up.label} is not proved. {error.message}"
+            )
+            return False
+        if ahead is None or ahead < WORTH_A_RIVAL:
+            return False
+        winner, decision, rounds = cell.winner, cell.decision, cell.rounds
+        cell.turn_to(cell.runner_up)
+        if not budget.allows(self._expected_s([self._plan(cell)])):
+            cell.winner, cell.decision, cell.rounds, cell.other = winner, decision, rounds, None
+            return False
+        self._context.progress.tell(
+            f"{cell.prompt_type}: {cell.runner_up.label} is expected to be {100 * math.expm1(ahead):.0f} % faster than {winner.label}"
+            " on the prompts of the proof. It is proved, too."
+        )
+        return True
+
+    def _end_contest(self, cell: CellRun) -> None:
+        """Keep the faster of two draftings, of which the first is enabled."""
+        first, second = cell.other, cell.decision
+        if cell.pending and second is not None:
+            self._end(cell, second)
+        enabled = cell.decided and cell.enabled
+        if first is not None and (not enabled or _mean(second) <= _mean(first.decision)):
+            cell.turn_to(first.drafting, decision=first.decision, rounds=first.rounds)
+        cell.stands = None
 
     def _round(self, plans: Sequence[_CellPlan], *, whole_cells: bool) -> bool:
         """One round of cells with the same winner, best first. Returns whether it found anything new."""
@@ -463,8 +525,11 @@ class Proof:
 
     def _predicting_s(self, cell: CellRun, missing: int, request_s: float) -> float:
         """Expected seconds to record `missing` prompts, and to read all answers with the winner's draft."""
-        read = 0 if cell.winner.draft is None else len(cell.prove_prompts)
-        return (missing + _READING * read) * request_s
+        return missing * request_s + self._reading_s(cell, cell.winner, request_s)
+
+    def _reading_s(self, cell: CellRun, drafting: Drafting, request_s: float) -> float:
+        """Expected seconds to read all answers with a drafting's draft."""
+        return 0.0 if drafting.draft is None else _READING * len(cell.prove_prompts) * request_s
 
     def _end(self, cell: CellRun, decision: Decision) -> None:
         cell.pending = False

@@ -3,11 +3,14 @@
 The proof's verdict uses these predictions as a control variate (`autospec.measure.log_ratios`). An answer that the proof has
 measured without drafting already is a recording: its text is turned into tokens. A prompt that was not asked costs one
 request without drafting: half of a pair, and no launch.
+
+The same answers show whether the runner-up is faster than the winner on more prompts than the search had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 
 from autospec.backends.registry import EncodesText
 from autospec.drafting import OFF, Drafting
@@ -66,6 +69,39 @@ class ProofPredictions:
             wanted = {p.id for p in cell.prove_prompts} - self._context.pairing.failing(cell.cell.key, OFF)
             self._found[place] = found if found.keys() >= wanted else {}
         return self._found[place]
+
+    def ahead(self, cell: CellRun, pairs_of: Callable[[Drafting], Sequence[Pair]]) -> float | None:
+        """Expected ln(runner-up ÷ winner), mean over all prompts whose answers are recorded; ``None`` if it is unknown.
+
+        Nothing is recorded for it, but a draft that has not read these answers reads them. `pairs_of` returns a drafting's counted
+        pairs, which correct its costs.
+
+        Raises:
+            BackendError: A server failed.
+        """
+        key, both = cell.cell.key, (cell.winner, cell.runner_up)
+        self.keep_answers(cell, pairs_of(cell.winner))
+        recorded = self._recorded_of(cell)
+        prompts = [p for p in (*cell.tune_prompts, *cell.prove_prompts) if p.id in recorded]
+        if not prompts:
+            return None
+        predictor = Profiler(
+            [cell],
+            self._context,
+            prompts=lambda _: prompts,
+            drafts={d.draft for d in both if d.draft is not None},
+            hurried=False,
+        ).run()
+        self._recorded.pop(key, None)
+        if predictor is None:
+            return None
+        for drafting in both:
+            predictor.observe(drafting, pairs_of(drafting))
+        if not all(map(predictor.trusts, both)):
+            return None
+        winner, runner_up = (predictor.log_ratios(key, d) for d in both)
+        common = winner.keys() & runner_up.keys()
+        return statistics.fmean(runner_up[p] - winner[p] for p in common) if common else None
 
     def _recorded_of(self, cell: CellRun) -> set[str]:
         """Prompts whose answers are recorded."""

@@ -319,14 +319,16 @@ class Tuning:
                     return
                 if capabilities.drafting_per_request:
                     compare_idle_drafts(cells, context)
-                Proof(
+                proof = Proof(
                     # A proof stays if there was no time to try the drafts for which its cell is measured again.
                     [c for c in cells if c.searched or c.stands is None],
                     context,
                     keep,
                     predictions=ProofPredictions(context) if request.definition.predict else None,
                     scatter=lambda: known_scatter(store, self.hardware.id, build, self._compared),
-                ).run()
+                )
+                proof.run()
+                proof.contest(partial(_stored_proof, store))
                 turned = [c for c in cells if c.enabled and c.winner == c.runner_up]
                 if capabilities.drafting_per_request and turned:
                     # Only the proof has shown that their runners-up are used.
@@ -575,6 +577,11 @@ class Tuning:
     def _compared(self) -> str:
         """Whose launches are compared: those of another model, or with other settings, may differ more or less."""
         return " ".join((self.request.model.name, *self.request.args))
+
+
+def _stored_proof(store: Store, cell: CellRun) -> Recommendation | None:
+    found = store.recommendations(cell_keys=[cell.cell.key])
+    return found[0].recommendation if found else None
 
 
 def _why_by_turns(devices: Sequence[Device] | None, weights: Weights) -> str:

@@ -41,7 +41,7 @@ def choose_winners(
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
     measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was launched gets
     the drafting with the best expectation, of all such cells; its proof is then its only launch. A forecast values tried draftings over all recorded
-    prompts, which are more than the trials asked. `threshold` is the least gain that may be enabled, as a fraction.
+    prompts, which are more than the trials asked, and tells which runner-up may be faster on others. `threshold` is the least gain that may be enabled, as a fraction.
     """
     expected = _expected_best([c for c in cells if not c.trial_values], forecast)
     values = {id(c): _values(c, forecast, expected) for c in cells}
@@ -58,7 +58,9 @@ def choose_winners(
         chosen = max(draftings, key=rank)
         for cell in [c for c in left if chosen in good[id(c)]]:
             cell.winner = chosen
-            cell.runner_up = _runner_up(chosen, values[id(cell)], cell.trial_values, space, threshold)
+            rival = None if forecast is None else forecast.rival(cell, chosen)
+            tried = _runner_up(chosen, values[id(cell)], cell.trial_values, space, threshold)
+            cell.runner_up = rival or tried
             cell.shares_rate = not cell.runner_up.is_off
             left.remove(cell)
 
@@ -120,10 +122,7 @@ def _runner_up(
     space: Space,
     threshold: float,
 ) -> Drafting:
-    """The best drafting of another arm, if it is worth a proof; one of the winner's arm would fail for the same reason.
-
-    Its own launch must have shown a gain: an expectation alone is not worth a part of the error rate.
-    """
+    """The best tried drafting of another arm, if it is worth a proof; one of the winner's arm would fail for the same reason."""
     own = space.arm_of(winner)
     others = [
         (v, d.key, d)

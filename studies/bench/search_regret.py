@@ -1,6 +1,6 @@
 """How close the search comes to the grid's best, in how many launches and minutes, with known, wrong or unknown costs.
 
-``python -m studies.bench.search_regret [--repeats 2] [--seed 0] [--study quick] [--machine middling] [--costs refused]``
+``python -m studies.bench.search_regret [--repeats 2] [--seed 0] [--study quick] [--machine middling] [--costs refused] [--proofs]``
 
 Simulated machines whose truth is known: memory-bound, middling (the times of an f32 model of 90 layers on two cores) and
 compute-bound. Two drafts: a good, middling or hopeless one, and one with half its chance for each token. Three prompt types: code
@@ -9,7 +9,8 @@ and for the draft; or prediction is impossible.
 
 Each search is that of `autospec tune` with the study's own budget, on the machine's clock. The output is how much of the grid's
 best (every drafting that prediction considers, and off) its choice reaches for each type on other prompts, as median and
-minimum over types and repeats; beside it plain TPE with the same number of trials, which asks every prompt in each.
+minimum over types and repeats; beside it plain TPE with the same number of trials, which asks every prompt in each. With `--proofs`
+the whole tune is played, without the checks of limits: then its recommendations count, and its launches and minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -35,6 +36,7 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.profile import AnswerProfile
 from autospec.prompts.suite import Half, Prompt, Suite
+from autospec.store.database import open_store
 from autospec.tuning import run as run_module
 from autospec.tuning.budget import Budget
 from autospec.tuning.cell import CellRun
@@ -111,6 +113,7 @@ def main() -> None:
     parser.add_argument("--machine", action="append", choices=list(CURVES), default=[])
     parser.add_argument("--draft", action="append", choices=list(DRAFTS), default=[])
     parser.add_argument("--costs", action="append", choices=COSTS, default=[])
+    parser.add_argument("--proofs", action="store_true", help="play whole tunes")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     cases = [
@@ -128,7 +131,7 @@ def main() -> None:
         for case in cases:
             found = Found()
             for seed in range(args.seed, args.seed + args.repeats):
-                _repeat(case, load_definition(study), seed, found)
+                _repeat(case, load_definition(study), seed, found, proofs=args.proofs)
             print(f"| {case.machine} | {case.draft} | {case.costs} | {_line(found)} |", flush=True)
             for name in ("reached", "by_tpe", "launches", "minutes"):
                 getattr(everything, name).extend(getattr(found, name))
@@ -140,11 +143,11 @@ def _line(found: Found) -> str:
     return f"{own} | {statistics.median(found.launches):.0f} | {statistics.median(found.minutes):.1f} | {tpe}"
 
 
-def _repeat(case: Case, definition: StudyDefinition, seed: int, found: Found) -> None:
+def _repeat(case: Case, definition: StudyDefinition, seed: int, found: Found, *, proofs: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         paper = _Tune(case, definition, seed, Path(folder))
         best = paper.best()
-        chosen, launches, minutes = paper.search()
+        chosen, launches, minutes = paper.tune() if proofs else paper.search()
         found.reached += [_part(paper, t, d, best[t]) for t, d in chosen.items()]
         found.launches.append(launches)
         found.minutes.append(minutes)
@@ -269,6 +272,22 @@ class _Tune:
 
         with _by_clock(clock, choose), suppress(Enough):
             Tuning(self._request, machine, HERE, Silent()).run()
+        return chosen, len(machine.main_launches()), clock() / 60.0
+
+    def tune(self) -> tuple[dict[PromptType, Drafting], int, float]:
+        """Autospec's recommendation for each type, launches with drafting, and minutes by the machine's clock."""
+        machine = self.machine()
+        unchecked = replace(self.definition, limits=replace(self.definition.limits, check=False))
+
+        def clock() -> float:
+            return machine.spent_ms / 1000.0
+
+        with _by_clock(clock, choose_winners):
+            Tuning(replace(self._request, definition=unchecked), machine, HERE, Silent()).run()
+        store = open_store(self._request.storage)
+        served = [s.recommendation for s in store.recommendations()]
+        store.close()
+        chosen = {r.prompt_type: r.drafting for r in served if r.prompt_type is not None}
         return chosen, len(machine.main_launches()), clock() / 60.0
 
     def tpe(self) -> Mapping[PromptType, Drafting]:

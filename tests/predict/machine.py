@@ -231,7 +231,7 @@ class MachineServer:
         prompt_ms, generate_ms, drafted, accepted = self.exact(text, request.max_tokens)
         took = self.machine.took(prompt_ms + generate_ms, self.luck) / (prompt_ms + generate_ms)
         return Completion(
-            text=hashlib.sha256(words.encode()).hexdigest(),
+            text=" ".join(map(str, text.answer)),
             prompt_tokens=len(text.prompt_ids),
             predicted_tokens=len(text.answer),
             prompt_ms=prompt_ms * took,
@@ -329,6 +329,10 @@ class MachineTokens:
     def encode(self, request: Request) -> tuple[int, ...]:
         """The prompt's ids."""
         return self.server.machine.text(json.dumps(list(request.messages)), request.max_tokens).prompt_ids
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """The ids of an answer's text, which are its words."""
+        return tuple(map(int, text.split()))
 
     def generate(self, ids: Sequence[int], request: Request) -> TokenAnswer:
         """The main model's answer; of a draft, only the times mean anything."""

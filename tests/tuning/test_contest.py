@@ -1,0 +1,160 @@
+"""A runner-up that is expected to be faster on the prompts of the proof is proved, though the winner is enabled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autospec.drafting import OFF, Mode
+from autospec.errors import ServerDiedError
+from autospec.recommendations import NO_LIMITS, Status, Verdict
+from autospec.store.database import open_store
+from autospec.tuning.budget import Budget
+from autospec.tuning.proof import Proof
+from autospec.tuning.run import Tuning
+from tests.predict.machine import Machine, MachineServer, Text
+from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, request_
+from tests.tuning.test_run import MACHINE, Silent
+
+__all__ = ["calm", "request_"]  # fixtures
+
+MODES = frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE})
+
+
+class Copying(Machine):
+    """Answers of the search's prompts copy little, one of them much; those of the proof copy as much as `proof`."""
+
+    proof = 6.0
+
+    def _make(self, words: str, n: int, draft: str) -> Text:
+        self.repeats = self.proof if "prove" in words else (6.0 if "tune 1" in words else 0.6)
+        return super()._make(words, n, draft)
+
+
+def machine(request, proof: float = 6.0) -> Copying:
+    """A machine where the draft model wins the search."""
+    made = Copying(
+        main_path=str(request.model.path),
+        acceptance=lambda _: 0.75,
+        worse={str(request.models[2].path): 0.7},
+        costs=WAITS_FOR_MEMORY,
+        modes=MODES,
+    )
+    made.proof = proof
+    return made
+
+
+@pytest.fixture
+def limits(monkeypatch) -> None:
+    """The checks after the proof, which store the cell once more, find nothing."""
+
+    def check(_self, cells, _context, keep):
+        for cell in cells:
+            cell.limits = NO_LIMITS
+            keep(cell)
+
+    monkeypatch.setattr(Tuning, "_check_limits", check)
+
+
+def tune(request, backend: Copying):
+    """The served recommendation, and what was told."""
+    progress = Silent()
+    [found] = Tuning(request, backend, MACHINE, progress).run()
+    return found, progress
+
+
+def proved(progress: Silent) -> list[Mode]:
+    """The modes that were proved, in the order of their first rounds."""
+    return list(dict.fromkeys(s.drafting.mode for s in progress.steps if s.phase == "prove"))
+
+
+@pytest.mark.usefixtures("limits")
+def test_the_faster_of_two_is_served(request_):
+    """The draft model is enabled first; the answers of the proof show that n-grams are faster there, and they are."""
+    found, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    assert (found.verdict, found.status) == (Verdict.ENABLE, Status.PROVEN)
+    assert found.drafting.mode is Mode.NGRAM_SIMPLE
+    [other] = found.evidence["also_proved"]
+    assert (other["drafting"]["mode"], other["verdict"]) == ("draft-model", "enable")
+    assert found.speedup > 1.05 * other["speedup"]
+    assert "limits" in found.evidence
+    assert sum("It is proved, too." in line for line in progress.told) == 1
+
+
+def test_nothing_is_launched_for_a_runner_up_that_is_not_expected_to_be_faster(request_):
+    """The answers of the proof copy as little as those of the search."""
+    backend = machine(request_, 0.6)
+    found, progress = tune(request_, backend)
+    assert found.drafting.mode is Mode.DRAFT_MODEL
+    assert proved(progress) == [Mode.DRAFT_MODEL]
+    assert found.evidence["also_proved"] == []
+
+
+@pytest.mark.usefixtures("limits")
+def test_a_runner_up_that_is_slower_than_expected_leaves_the_winner(request_, monkeypatch):
+    """Its proof is kept beside the winner's, whose limits are checked."""
+    exact = MachineServer.exact
+
+    def slow(self, text, max_tokens):
+        prompt_ms, generate_ms, *counts = exact(self, text, max_tokens)
+        return (prompt_ms, (2.0 if self.drafting.mode is Mode.NGRAM_SIMPLE else 1.0) * generate_ms, *counts)
+
+    monkeypatch.setattr(MachineServer, "exact", slow)
+    found, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    assert (found.verdict, found.status) == (Verdict.ENABLE, Status.PROVEN)
+    assert found.drafting.mode is Mode.DRAFT_MODEL
+    assert [other["drafting"]["mode"] for other in found.evidence["also_proved"]] == ["ngram-simple"]
+    assert "limits" in found.evidence
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, ServerDiedError])
+def test_the_winner_stays_enabled_where_the_contest_breaks_off(request_, monkeypatch, ends):
+    """Ctrl-C, or a runner-up that dies: what was proven is served."""
+    complete = MachineServer.complete
+
+    def breaks(self, request):
+        if self.drafting.mode is Mode.NGRAM_SIMPLE and "prove" in str(request.messages):
+            raise KeyboardInterrupt if ends is KeyboardInterrupt else ServerDiedError("It died.", "Look.")
+        return complete(self, request)
+
+    monkeypatch.setattr(MachineServer, "complete", breaks)
+    if ends is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            tune(request_, machine(request_))
+    else:
+        tune(request_, machine(request_))
+    store = open_store(request_.storage)
+    [served] = [s.recommendation for s in store.recommendations()]
+    store.close()
+    assert (served.verdict, served.status) == (Verdict.ENABLE, Status.PROVEN)
+    assert served.drafting.mode is Mode.DRAFT_MODEL
+
+
+def test_without_time_for_the_contest_the_winner_stays(request_, monkeypatch):
+    """The rest of the budget does not decide the runner-up, so it is not begun."""
+    contest = Proof.contest
+    monkeypatch.setattr(Budget, "allows", allows := Budget.allows)
+
+    def at_the_end(self, stored):
+        monkeypatch.setattr(Budget, "allows", lambda *_, **__: False)
+        contest(self, stored)
+        monkeypatch.setattr(Budget, "allows", allows)
+
+    monkeypatch.setattr(Proof, "contest", at_the_end)
+    found, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL]
+    assert found.drafting.mode is Mode.DRAFT_MODEL
+
+
+def test_a_second_tune_measures_nothing(request_):
+    """What the contest decided is a proof as any other."""
+    tune(request_, machine(request_))
+    again = machine(request_)
+    found, progress = tune(replace(request_), again)
+    assert found.drafting.mode is Mode.NGRAM_SIMPLE
+    assert again.main_launches() == []
+    assert found.tried != OFF
+    assert any("already proven" in line for line in progress.told)
