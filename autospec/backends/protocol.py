@@ -33,10 +33,12 @@ __all__ = [
 
 
 class Cycle(Enum):
-    """How drafting and verifying take turns; `autospec.predict.replay` simulates both."""
+    """How drafting and verifying take turns; `autospec.predict.replay` simulates all of them."""
 
     LLAMA_CPP = "llama.cpp"
     """The prompt's batch gives the first token; cycles follow. The draft model also computes the verified tokens."""
+    LLAMA_CPP_KEEPS_LAST = "llama.cpp before May 2026"
+    """As above, but p_min ends a draft after the token below it, which is proposed, too; and the draft computes only what is new to it."""
     MLX_LM = "mlx_lm"
     """The first cycle begins at the prompt's end: the first token is verified like all others."""
 

@@ -58,6 +58,10 @@ _LEAST_FACTOR = 0.1
 _DRAFT_FACTOR = 2.5
 # A smaller violation of the bounds is noise, and is set to the bound.
 _SLACK = 0.05
+# A timed batch is dearer than its tokens one by one if it takes this many times as long; less is noise.
+_DEARER = 1.2
+# Where more tokens take less time by less than this part, it is noise.
+_LEVEL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class CostCurve:
 
     Attributes:
         plain_ms: Milliseconds for one token of the main model without drafting: M(0).
-        main_ms: Shape (K + 1,): M(k), never falling.
+        main_ms: Shape (K + 1,): M(k). It falls where the timed batches do.
         draft_ms: Shape (K + 1,): D(k); zeros if no draft computes the verified tokens.
         step_ms: S; 0 for draft-free modes.
         knots: Shape (J,): numbers of drafted tokens at which the factors of M are free.
@@ -171,7 +175,8 @@ def first_guess(
         saves_state: See `CostCurve`.
     """
     main = _curve(plain_ms, batch_ms, k)
-    main = _within(main[0] + (1.0 + rows) * (main - main[0]), plain_ms)
+    main = main[0] + (1.0 + rows) * (main - main[0])
+    main = _within(main, plain_ms, timed=main)
     draft = _curve(step_ms, draft_batch_ms, k) if draft_batch_ms else np.zeros(k + 1)
     knots = np.array([x for x in _KNOTS if x < k] + [k], dtype=np.float64)
     spread = _spread(main, knots, timed=len(batch_ms) > 1, saves_state=saves_state)
@@ -216,12 +221,12 @@ def refit(guess: CostCurve, observations: Sequence[Observation]) -> CostCurve:
     main = guess.main_ms * (1.0 + _hats(guess.knots, width) @ factors[:-1])
     draft = 1.0 + float(factors[-1])
     seen = len(observations)
-    bounded = partial(_within, plain_ms=guess.plain_ms, saves_state=guess.saves_state)
+    bounded = partial(_within, plain_ms=guess.plain_ms, timed=guess.main_ms, saves_state=guess.saves_state)
     if why := _out_of_bounds(main, bounded(main), guess.plain_ms, draft, drafts=guess.step_ms > 0):
         return replace(guess, refused=why)
     return CostCurve(
         guess.plain_ms,
-        bounded(np.maximum.accumulate(main)),
+        bounded(_falling_as(guess.main_ms, main)),
         guess.draft_ms * draft,
         guess.step_ms * draft,
         guess.knots,
@@ -266,10 +271,22 @@ def _regression(
     return np.asarray(factors[:size]), np.asarray(posterior[:size, :size] * np.outer(scale, scale))
 
 
-def _within(main: Floats, plain_ms: float, *, saves_state: bool = False) -> Floats:
-    """M(k), limited to between the time of one token and that of k + 1 single tokens, which save no state."""
-    most = np.full(main.size, np.inf) if saves_state else plain_ms * np.arange(1, main.size + 1)
-    return np.asarray(np.clip(main, plain_ms, most))
+def _within(main: Floats, plain_ms: float, *, timed: Floats, saves_state: bool = False) -> Floats:
+    """M(k), limited to between the time of one token and that of k + 1 single tokens, which save no state.
+
+    Some kernels are slower with a few tokens than with as many single ones: where the timed batch is clearly so, it is the limit.
+    """
+    single = plain_ms * np.arange(1, main.size + 1)
+    most = np.where(timed > _DEARER * single, _DEARER * timed, single)
+    return np.asarray(np.clip(main, plain_ms, np.full(main.size, np.inf) if saves_state else most))
+
+
+def _falling_as(guess: Floats, main: Floats) -> Floats:
+    """M(k) that falls no more than the guess does: the factors at the knots alone are no sign that more tokens take less time."""
+    least = np.array(main)
+    for k in range(1, main.size):
+        least[k] = max(main[k], least[k - 1] * min(1.0, guess[k] / guess[k - 1]))
+    return least
 
 
 def _out_of_bounds(main: Floats, bounded: Floats, plain_ms: float, draft: float, *, drafts: bool) -> str:
@@ -289,22 +306,31 @@ def _out_of_bounds(main: Floats, bounded: Floats, plain_ms: float, draft: float,
 
 
 def _curve(one_ms: float, batch_ms: Mapping[int, float], k: int) -> Floats:
-    """Milliseconds for 1 … k + 1 tokens from the timed batches, never falling and correct for one token.
+    """Milliseconds for 1 … k + 1 tokens from the timed batches, correct for one token.
 
-    Timed batches start cold, so they are shifted to agree with the known time of one token. No batch takes longer than its
-    tokens one by one.
+    Timed batches start cold, so they are shifted to agree with the known time of one token. It falls only where they clearly do.
     """
     wanted = np.arange(1, k + 2)
     if len(batch_ms) < 2:
         return np.asarray(one_ms * (1.0 + _UNTIMED_RISE * (wanted - 1.0)))
     sizes = np.array(sorted(batch_ms), dtype=np.float64)
-    times = np.maximum.accumulate(np.array([batch_ms[int(s)] for s in sizes]))
+    times = _levelled(np.array([batch_ms[int(s)] for s in sizes]))
     curve = np.interp(wanted, sizes, times)
     if wanted[-1] > sizes[-1]:
-        slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
+        slope = max(0.0, times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
         beyond = wanted > sizes[-1]
         curve[beyond] = times[-1] + slope * (wanted[beyond] - sizes[-1])
-    return _within(np.maximum.accumulate(curve - curve[0] + one_ms), one_ms)
+    shifted = curve - curve[0] + one_ms
+    return _within(shifted, one_ms, timed=shifted)
+
+
+def _levelled(times: Floats) -> Floats:
+    """Times without falls that are within the noise: such a time is set to the one before it."""
+    level = np.array(times)
+    for i in range(1, times.size):
+        if (1.0 - _LEVEL) * level[i - 1] < times[i] < level[i - 1]:
+            level[i] = level[i - 1]
+    return level
 
 
 def _hats(knots: Floats, width: int) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from typing import Any, Self
 
 from autospec.backends.protocol import Request, Tokens
@@ -23,8 +23,12 @@ __all__ = [
     "typical_of",
 ]
 
-# Sizes of the timed batches, up to the space's largest; the cost curve is linear in between.
-_BATCHES = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
+# Sizes of the timed batches, up to the space's largest; the cost curve is linear in between. Kernels change between 8 and 9
+# tokens on GPUs (llama.cpp's ggml-cuda `MMVQ_MAX_BATCH_SIZE`, ggml-metal's mul_mv_ext), and at multiples of four elsewhere.
+_BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 25, 33, 49, 65)
+# Where a larger batch takes less time than a smaller one, every size up to this is timed: ggml-cpu computes repacked weights four
+# tokens at a time, and those that are left one by one.
+_ALL_UP_TO = 17
 # Sizes that are timed behind a longer context too: what it adds is a line over them.
 _DEEP_BATCHES = (1, 2, 5, 9, 17)
 # The median of so many times counts: some requests may be disturbed. Fewer are enough where they agree.
@@ -128,7 +132,11 @@ def time_batches(
     text = _text(recording)
     lead = (*recording.prompt_ids, *text[:_LEAD]) if behind else ()
     sizes = batch_sizes(recording, largest)
-    return _timed(tokens, lead, text, sizes) if sizes else {}
+    times = _timed(tokens, lead, text, sizes) if sizes else {}
+    between = [size for size in range(1, min(_ALL_UP_TO, largest)) if size not in times]
+    if between and _falls(times):
+        times |= _timed(tokens, lead, text, between)
+    return times
 
 
 def time_depth(
@@ -172,6 +180,12 @@ def _timed(
             before = text[k]
             taken[size].append(tokens.batch_ms(lead, text[k : k + size]))
     return {size: statistics.median(times) for size, times in taken.items()}
+
+
+def _falls(times: Mapping[int, float]) -> bool:
+    """Whether some batch takes less time than a smaller one, by more than the noise of both."""
+    ordered = [times[size] for size in sorted(times)]
+    return any(after < (1.0 - 2.0 * _ALIKE) * before for before, after in pairwise(ordered))
 
 
 def pass_of(

@@ -1,9 +1,10 @@
 """Simulate drafting cycles: drafted and accepted counts of every (n_max, n_min, p_min) from one profile.
 
-The cycle is llama-server's (tools/server/server-context.cpp and common/speculative.cpp, b11434; the same arithmetic in
-the builds of 2025). With g tokens generated and at most N requested, a cycle may draft min(n_max, N - g - 1) tokens. The
+The cycle is llama-server's (tools/server/server-context.cpp and common/speculative.cpp, b11434). With g tokens generated and at most N requested, a cycle may draft min(n_max, N - g - 1) tokens. The
 draft stops before its first token whose probability is below p_min. A draft shorter than n_min is dropped. The main model
 accepts the draft's tokens up to the first one that differs from its own, and adds one of its own.
+
+Builds before May 2026 propose the token below p_min, too, and stop after it (`Cycle.LLAMA_CPP_KEEPS_LAST`).
 
 If the main model's cache cannot be cut (a recurrent state, alone or beside attention), the server restores the cache from
 before a partly accepted draft, and computes the accepted tokens again, followed by the main model's own one
@@ -114,16 +115,18 @@ def replay(
     drafted = np.zeros(count, dtype=np.int64)
     everyone = np.arange(count)
     # llama.cpp's first token comes with the prompt.
-    given = 1 if cycle is Cycle.LLAMA_CPP else 0
+    given = 0 if cycle is Cycle.MLX_LM else 1
+    kept = 1 if cycle is Cycle.LLAMA_CPP_KEEPS_LAST else 0
     position = np.full(count, given, dtype=np.int64)
     opening = None
     while (running := position < n).any():
         who = everyone[running]
         at = position[who]
         limit = np.minimum(limits[who], max_tokens - at - given)
-        length = np.minimum(limit, lengths[level[who], at])
+        length = np.minimum(limit, lengths[level[who], at] + kept)
         # If p_min ended the draft, the token that it refused was computed too.
-        steps[who] += np.where(limit > 0, length + (length < limit), 0)
+        refused = (length < limit) & (kept == 0)
+        steps[who] += np.where(limit > 0, length + refused, 0)
         length = np.where((limit > 0) & (length >= least[who]), length, 0)
         accepted = np.minimum(length, runs[at])
         if opening is None and not given:

@@ -301,8 +301,9 @@ class Proof:
             return False
         if pairing.gave_up(key, cell.runner_up):
             return False
+        round_s = pairing.expected_s(self._tasks(cell, 1), cell.runner_up)
         reading_s = self._reading_s(cell, cell.runner_up, pairing.pace.request_s(key, OFF))
-        if not budget.allows(reading_s):
+        if not budget.allows(reading_s + round_s):
             return False
 
         def pairs_of(drafting: Drafting) -> list[Pair]:

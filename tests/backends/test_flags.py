@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.backends.flags import drafting_args, lists_types, modes
+from autospec.backends.llama_cpp.server import _keeps_last
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UnsupportedError
 from tests.backends.conftest import read_help
@@ -226,3 +227,19 @@ def test_prompt_lookup_is_not_llama_servers():
     """A mode of another backend is refused."""
     with pytest.raises(UnsupportedError, match="prompt-lookup"):
         args("b11434", Drafting(Mode.PROMPT_LOOKUP, n_max=10, ngram_n=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps"),
+    [
+        ("pycore010", True),
+        ("pydist012", True),
+        ("docs-2026-03", True),
+        ("b9093", False),
+        ("b11434", False),
+        ("ik-8337e4c", False),
+    ],
+)
+def test_which_builds_propose_the_token_below_p_min(name, keeps):
+    """Those before llama.cpp's pull request 22506 of April 2026."""
+    assert _keeps_last(read_help(name)) is keeps

@@ -36,3 +36,29 @@ def test_times_that_agree_are_not_taken_again(more_ms, repeats):
     times = time_batches(server, RECORDING, 5)  # type: ignore[arg-type]
     assert server.asked == dict.fromkeys((1, 2, 3, 4, 5), repeats)
     assert times == pytest.approx({size: 10.0 + size for size in (1, 2, 3, 4, 5)})
+
+
+class Repacked(Batches):
+    """Four tokens at a time are computed together, and those that are left one by one."""
+
+    def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
+        """15 ms for four tokens, and 10 ms for each that is left."""
+        super().batch_ms(ids, extra)
+        fours, left = divmod(len(extra), 4)
+        return 15.0 * fours + 10.0 * left
+
+
+def test_every_size_is_timed_where_a_larger_batch_takes_less_time():
+    """Between two timed sizes the curve would be wrong otherwise: nine, ten and eleven tokens take longer than twelve."""
+    server = Repacked()
+    times = time_batches(server, RECORDING, 17)  # type: ignore[arg-type]
+    assert sorted(times) == list(range(1, 18))
+    assert [times[size] for size in (3, 4, 7, 8, 11, 12)] == pytest.approx(
+        [30.0, 15.0, 45.0, 30.0, 60.0, 45.0]
+    )
+
+
+def test_the_step_of_a_gpu_is_timed_on_both_sides():
+    """Kernels change between 8 and 9 tokens."""
+    server = Batches()
+    assert {8, 9, 16, 17} <= time_batches(server, RECORDING, 17).keys()  # type: ignore[arg-type]

@@ -69,6 +69,20 @@ def test_draft_ends_before_the_token_below_p_min():
     assert counts.steps[0] == counts.drafted[0] + 1
 
 
+def test_builds_before_may_2026_propose_the_token_below_p_min():
+    """And end the draft there: no token is computed in vain."""
+    p = [0.9, 0.9, 0.9, 0.3, 0.9, 0.2, 0.9]
+    counts = replay(profile("1111011", p=p), [4], [0.5], max_tokens=100, cycle=Cycle.LLAMA_CPP_KEEPS_LAST)
+    # From token 1: three, of which the last is below p-min. From token 5: one, which is below it at once.
+    assert counts.verified.tolist() == [[0, 1, 0, 1, 0]]
+    assert (counts.drafted[0], counts.accepted[0], counts.steps[0]) == (4, 4, 4)
+    without = [
+        replay(profile("1111011"), [4], [0.0], max_tokens=100, cycle=cycle)
+        for cycle in (Cycle.LLAMA_CPP, Cycle.LLAMA_CPP_KEEPS_LAST)
+    ]
+    assert without[0].drafted == without[1].drafted
+
+
 def test_probabilities_after_a_miss_end_the_draft():
     """What the draft goes on to propose from its own wrong token counts as drafted until p-min ends it."""
     after = {1: [0.9, 0.9, 0.2, 0.9]}

@@ -23,7 +23,7 @@ from autospec.backends.flags import (
 )
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
 from autospec.backends.process import HOST, ServerProcess
-from autospec.backends.protocol import Capabilities, LaunchSettings
+from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.backends.server import LlamaHttpServer, start_child
 from autospec.backends.user_args import args_of_draft, check
 from autospec.catalog.model import loads_projector, without_projector
@@ -75,6 +75,7 @@ class LlamaServer:
             modes=modes(probe.help),
             tells_drafts=probe.tells_drafts,
             notes=tuple(notes),
+            cycle=Cycle.LLAMA_CPP_KEEPS_LAST if _keeps_last(probe.help) else Cycle.LLAMA_CPP,
             combines=lists_types(probe.help),
             engines=engines(probe.help),
         )
@@ -238,6 +239,13 @@ def _drafts_only_with_cache(text: HelpText) -> bool:
     # Tried: b4372 and May 2025 do this; b9093, the first here with ``--spec-draft-n-max``, does not. Builds in between
     # were not tried; emptying the slot does no harm there. ik_llama.cpp drafts without the cache (`server_slot::can_speculate`).
     return text.has("--slot-save-path") and not text.has("--spec-draft-n-max") and not text.of_ik
+
+
+def _keeps_last(text: HelpText) -> bool:
+    """True for builds that propose the token at which p_min ends a draft."""
+    # llama.cpp's pull request 22506 of 29 April 2026 discards it, and ik_llama.cpp's 1820 of 17 May; no build in between was tried. b9093 is
+    # the first here with ``--spec-draft-n-max``. Copies of common/speculative.cpp of 2024 to early 2026 were read.
+    return not text.has("--spec-draft-n-max") and not text.of_ik
 
 
 def _scales_apart(args: Sequence[str]) -> list[str]:
