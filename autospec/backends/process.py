@@ -43,7 +43,7 @@ __all__ = [
     "listeners",
     "listens",
     "open_private_log",
-    "withheld_variables",
+    "withheld_words",
 ]
 
 HOST = "127.0.0.1"
@@ -96,10 +96,16 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def withheld_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """llama.cpp's variables that `child_environment` leaves out: a user who set one expects that it counts."""
+def withheld_words(environment: Mapping[str, str]) -> str:
+    """One sentence on llama.cpp's variables that `child_environment` leaves out, as their user expects that they count; or empty."""
     passed = child_environment(environment)
-    return tuple(sorted(name for name in environment if name.startswith("LLAMA_") and name not in passed))
+    names = sorted(name for name in environment if name.startswith("LLAMA_") and name not in passed)
+    if not names:
+        return ""
+    return (
+        f"Not passed on to servers: {', '.join(names)}. autospec alone decides how a server drafts; "
+        "other settings of servers go behind -- or into server_args."
+    )
 
 
 class ServerProcess:

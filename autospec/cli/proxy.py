@@ -87,6 +87,7 @@ def command(
     """  # noqa: D301 - click needs the backspace itself
     shell.override(proxy_host=host, backend=backend, server_args=args or None)
     settings = shell.settings
+    shell.warn_of_variables()
 
     from autospec.formats import counted
     from autospec.proxy.serve import rules_for, run, run_on_best_loop
