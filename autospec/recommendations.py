@@ -23,6 +23,7 @@ __all__ = [
     "OVERALL_MIX",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "THRESHOLD",
     "USER_SETTINGS",
     "LimitCheck",
     "LimitVerdict",
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+# The least gain of an `enable`, as a fraction, unless a study says otherwise.
+THRESHOLD: Final = 0.02
 
 # Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, what is likely before
 # the proof is finished (`autospec.tuning.build_recommendation`), where a proven drafting was checked besides (`Limits`), under which
