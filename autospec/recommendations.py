@@ -1,4 +1,4 @@
-"""Verdicts and recommendations, and their JSON format as `SCHEMA` describes it."""
+"""Verdicts, recommendations and the limits of a drafting as values, and the JSON document of recommendations (`SCHEMA`)."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Recommendation:
         acceptance: accepted ÷ drafted tokens, 0…1.
         reason: One sentence.
         status: See `Status`.
-        aim: What the verdict compared. Speeds are told with either aim; of energy the verdict's figures are `ENERGY` in the evidence.
+        aim: What the verdict compared. Speeds are reported with either aim; of energy the verdict's figures are `ENERGY` in the evidence.
         created_at: ISO 8601, UTC.
         evidence: More figures (decode speed, prompts, identical texts, seconds spent …), JSON values only.
     """

@@ -103,7 +103,7 @@ class Settings:
     server_args: tuple[str, ...] = field(default=(), metadata=_key(
         "words", "Extra command-line arguments for every server."))
     aim: str = field(default="speed", metadata=_key(
-        "aim", "What drafting must improve: speed, or energy (joules per request). Energy needs a counter that this user may read."))
+        "aim", "What drafting must improve: speed, or energy (joules per token). Energy needs a counter that this user may read."))
     study: str = field(default="default", metadata=_key(
         "name", "Study definition: quick, default, thorough, or a TOML file."))
     suite: str = field(default="", metadata=_key("file", "Prompt suite (JSONL); empty uses the built-in one."))

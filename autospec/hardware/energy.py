@@ -83,7 +83,7 @@ class EnergyMeter:
 
     @property
     def parts(self) -> frozenset[str]:
-        """The parts of the machine that tell their energy now: ``cpu``, ``gpu``."""
+        """The parts of the machine that report their energy now: ``cpu``, ``gpu``."""
         cpu = bool(self._zones) and all(zone.read_uj() is not None for zone in self._zones)
         gpu = self._gpu_j() is not None
         return frozenset(part for part, told in (("cpu", cpu), ("gpu", gpu)) if told)

@@ -225,7 +225,7 @@ def decide(
         verdict, final, reason = (
             Verdict.UNDECIDED,
             False,
-            f"{reason}, but so far one order of off and drafting only",
+            f"{reason}, but off and drafting were measured in one order only so far",
         )
     if not final and view.settled and evidence.both_orders and _hopeless(evidence, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not decide it"

@@ -293,7 +293,7 @@ class TuneSession:
             cells.append(CellRun(cell, study, tune_prompts, prove, shapes=self._shapes(cell, capabilities)))
         if not cells:
             raise BusyError(
-                "An autospec on another machine of the same kind is measuring these cells.",
+                "An autospec on another machine of the same kind is measuring these prompt types.",
                 "Wait for it to finish; its results are kept in the same database.",
             )
         self.store.drafts = space.drafts
