@@ -136,8 +136,8 @@ def energy_refusal(needed: Collection[str], meter: EnergyMeter | None = None) ->
         )
     if "gpu" in needed and "gpu" not in told:
         return (
-            "The aim energy needs the energy of every GPU here, and their driver does not tell it.",
-            f"NVIDIA tells it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
+            "The aim energy needs the energy of every GPU here, and their driver does not report it.",
+            f"NVIDIA reports it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
         )
     return (
         (
