@@ -1,4 +1,4 @@
-"""All errors that autospec raises on purpose, and the command in their hints that adds an optional part.
+"""All errors that autospec raises on purpose, and what their hints name: a similar word, the command that adds an optional part.
 
 ::
 
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -58,6 +59,7 @@ __all__ = [
     "UnknownModelError",
     "UnsupportedError",
     "UsageError",
+    "did_you_mean",
     "install_line",
     "install_line_for",
 ]
@@ -190,6 +192,14 @@ class NoAnswerError(RequestError):
 
 class ServerDiedError(RequestError):
     """A request failed because the server's process ended."""
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return "Did you mean …?" with the most similar known word; empty if none is similar by `cutoff` (0…1)."""
+    import difflib  # noqa: PLC0415 - only an error needs it
+
+    close = difflib.get_close_matches(word, [*known], n=1, cutoff=cutoff)
+    return f"Did you mean {close[0]}?" if close and close[0] else ""
 
 
 def install_line(extra: str) -> str:

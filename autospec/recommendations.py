@@ -1,4 +1,4 @@
-"""Verdicts and recommendations, and their JSON format as `SCHEMA` describes it."""
+"""Verdicts, recommendations and the limits of a drafting as values, and the JSON document of recommendations (`SCHEMA`)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = [
     "OVERALL_MIX",
     "SCHEMA",
     "SCHEMA_VERSION",
+    "THRESHOLD",
     "USER_SETTINGS",
     "LimitCheck",
     "LimitVerdict",
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+# The least gain of an `enable`, as a fraction, unless a study says otherwise.
+THRESHOLD: Final = 0.02
 
 # Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, what is likely before
 # the proof is finished (`autospec.tuning.build_recommendation`), where a proven drafting was checked besides (`Limits`), under which
@@ -92,7 +96,7 @@ class Recommendation:
         acceptance: accepted ÷ drafted tokens, 0…1.
         reason: One sentence.
         status: See `Status`.
-        aim: What the verdict compared. Speeds are told with either aim; of energy the verdict's figures are `ENERGY` in the evidence.
+        aim: What the verdict compared. Speeds are reported with either aim; of energy the verdict's figures are `ENERGY` in the evidence.
         created_at: ISO 8601, UTC.
         evidence: More figures (decode speed, prompts, identical texts, seconds spent …), JSON values only.
     """

@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from autospec.cells import Aim
-from autospec.errors import SettingsError, UsageError
+from autospec.errors import SettingsError, UsageError, did_you_mean
 
 __all__ = [
     "KEYS",
@@ -104,7 +103,7 @@ class Settings:
     server_args: tuple[str, ...] = field(default=(), metadata=_key(
         "words", "Extra command-line arguments for every server."))
     aim: str = field(default="speed", metadata=_key(
-        "aim", "What drafting must improve: speed, or energy (joules per request). Energy needs a counter that this user may read."))
+        "aim", "What drafting must improve: speed, or energy (joules per token). Energy needs a counter that this user may read."))
     study: str = field(default="default", metadata=_key(
         "name", "Study definition: quick, default, thorough, or a TOML file."))
     suite: str = field(default="", metadata=_key("file", "Prompt suite (JSONL); empty uses the built-in one."))
@@ -316,7 +315,7 @@ def _from_environment(environ: Mapping[str, str], here: Path) -> dict[str, objec
         if variable not in known:
             raise SettingsError(
                 f"The environment variable {variable} is not a setting of autospec.",
-                _nearest(variable, list(known)),
+                _nearest(variable, known),
             )
         if text := environ[variable]:
             key = known[variable]
@@ -381,8 +380,7 @@ def _model_section(name: str, section: Mapping[str, object], file: Path) -> Mode
                 # A name with a dot and without quotes is a path of sections to TOML.
                 hint = f"A model's name needs quotes if it has other characters than letters, digits, - and _: {_EXAMPLE}."
             else:
-                close = difflib.get_close_matches(key, _MODEL_KINDS, n=1, cutoff=0.5)
-                hint = f"Did you mean {close[0]}?" if close else f"The keys are {', '.join(MODEL_KEYS)}."
+                hint = did_you_mean(key, _MODEL_KINDS, 0.5) or f"The keys are {', '.join(MODEL_KEYS)}."
             raise SettingsError(f"{file} has an unknown key {key} in {title}.", hint)
     values: dict[str, Any] = {}
     for key, value in section.items():
@@ -396,9 +394,8 @@ def _model_section(name: str, section: Mapping[str, object], file: Path) -> Mode
     return ModelSettings(name, **values)
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else "`autospec config show --template` lists all settings."
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return did_you_mean(name, known, 0.5) or "`autospec config show --template` lists all settings."
 
 
 def parse_duration(text: str) -> float:

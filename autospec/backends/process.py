@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import selectors
 import signal
 import socket
@@ -37,7 +36,6 @@ __all__ = [
     "ServerProcess",
     "ask_child",
     "child_environment",
-    "drafting_variables",
     "family",
     "free_port",
     "is_free",
@@ -45,6 +43,7 @@ __all__ = [
     "listeners",
     "listens",
     "open_private_log",
+    "withheld_words",
 ]
 
 HOST = "127.0.0.1"
@@ -62,11 +61,9 @@ _LOG_HEAD_BYTES = 8 * 1024 * 1024
 
 # The environment can hold old settings: an old LLAMA_ARG_DRAFT_MAX is fatal to b11434, another is ignored
 # (llama.cpp #26100), an API key would lock autospec out, and Vertex AI's AIP_… moves the port. So a server gets its
-# settings from its command line only.
+# settings from its command line only. LLAMA_SPEC_… are of forks.
 _STRIPPED_PREFIXES = ("LLAMA_ARG_", "LLAMA_LOG_", "LLAMA_SERVER_", "LLAMA_SPEC_", "AIP_")
 _STRIPPED = frozenset({"LLAMA_API_KEY", "LLAMA_OFFLINE"})
-# Those of them that would draft, or change how a launch drafts. LLAMA_SPEC_… are of forks.
-_DRAFTS = re.compile(r"LLAMA_SPEC_|LLAMA_ARG_(SPEC_|DRAFT|MODEL_DRAFT|HFD_)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +96,16 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def drafting_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The variables that drafting would depend on, if `child_environment` did not leave them out."""
-    return tuple(sorted(name for name in environment if _DRAFTS.match(name)))
+def withheld_words(environment: Mapping[str, str]) -> str:
+    """One sentence on llama.cpp's variables that `child_environment` leaves out, as their user expects that they count; or empty."""
+    passed = child_environment(environment)
+    names = sorted(name for name in environment if name.startswith("LLAMA_") and name not in passed)
+    if not names:
+        return ""
+    return (
+        f"Not passed on to servers: {', '.join(names)}. autospec alone decides how a server drafts; "
+        "other settings of servers go behind -- or into server_args."
+    )
 
 
 class ServerProcess:

@@ -1,6 +1,6 @@
 """The list of backends, which one to use, and optional abilities that callers check with isinstance.
 
-A new backend is one line in `_BACKENDS`, and one in `_FORMATS` if it does not run every model format.
+A new backend is one line in `_BACKENDS`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,13 @@ __all__ = [
 ]
 
 
-# In the order in which they are tried if the user names none.
-_BACKENDS: dict[str, Callable[[Settings], Backend]] = {
-    "llama-server": lambda settings: LlamaServer(_binary(settings), settings.state_dir),
-    "embedded": lambda settings: Embedded(settings.state_dir),
-    "mlx": lambda settings: Mlx(settings.state_dir),
-    "llama-cpp-python": lambda settings: LlamaCppPython(settings.state_dir),
-    "attached": lambda settings: Attached(settings.attached_url, remote=settings.attached_remote),
-}
-# The model format of each backend; one that is not named here takes any model, or has its own.
-_FORMATS: dict[str, Format] = {
-    "llama-server": "gguf",
-    "embedded": "gguf",
-    "llama-cpp-python": "gguf",
-    "mlx": "mlx",
+# The model format that a backend runs (``None``: any, or its own), and what makes it. `available` keeps the order.
+_BACKENDS: dict[str, tuple[Format | None, Callable[[Settings], Backend]]] = {
+    "llama-server": ("gguf", lambda settings: LlamaServer(_binary(settings), settings.state_dir)),
+    "embedded": ("gguf", lambda settings: Embedded(settings.state_dir)),
+    "mlx": ("mlx", lambda settings: Mlx(settings.state_dir)),
+    "llama-cpp-python": ("gguf", lambda settings: LlamaCppPython(settings.state_dir)),
+    "attached": (None, lambda settings: Attached(settings.attached_url, remote=settings.attached_remote)),
 }
 _FORMAT_NAMES: dict[Format, str] = {"gguf": "a GGUF file", "mlx": "an MLX folder"}
 
@@ -68,31 +61,36 @@ def backend_for(name: str | None, settings: Settings, model: Model | None = None
             raise UsageError(f"There is no backend {name}.", f"Choose one of {', '.join(_BACKENDS)}.")
         if model is not None:
             _check_format(name, model)
-        return _BACKENDS[name](settings)
+        return _make(name, settings)
     if model is not None and model.format == "mlx":
-        return _BACKENDS["mlx"](settings)
+        return _make("mlx", settings)
     try:
         find_llama_server(_binary(settings))
     except BackendMissingError:
         if settings.llama_server:  # the user chose it, so no other backend replaces it
             raise
-        return _BACKENDS["embedded"](settings)
-    return _BACKENDS["llama-server"](settings)
+        return _make("embedded", settings)
+    return _make("llama-server", settings)
 
 
 def available(settings: Settings) -> Iterator[tuple[str, Capabilities | AutospecError]]:
     """Each backend with what it offers, or the error that says why it cannot be used and what to do."""
-    for name, make in _BACKENDS.items():
+    for name in _BACKENDS:
         try:
-            yield name, make(settings).capabilities()
+            yield name, _make(name, settings).capabilities()
         except AutospecError as error:
             yield name, error
 
 
+def _make(name: str, settings: Settings) -> Backend:
+    _, make = _BACKENDS[name]
+    return make(settings)
+
+
 def _check_format(name: str, model: Model) -> None:
-    runs = _FORMATS.get(name, model.format)
-    if runs != model.format:
-        fitting = [other for other in _BACKENDS if _FORMATS.get(other) == model.format]
+    runs, _ = _BACKENDS[name]
+    if runs is not None and runs != model.format:
+        fitting = [other for other, (form, _) in _BACKENDS.items() if form == model.format]
         raise UsageError(
             f"{model.name} is {_FORMAT_NAMES[model.format]}, and the backend {name} runs {_FORMAT_NAMES[runs]}.",
             f"Choose --backend {' or '.join(fitting)}, or remove --backend (and backend from the config).",

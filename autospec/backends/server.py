@@ -27,12 +27,12 @@ from autospec.backends.process import (
     HOST,
     Ended,
     ServerProcess,
-    drafting_variables,
     family,
     free_port,
     is_free,
     is_shared,
     listens,
+    withheld_words,
 )
 from autospec.backends.protocol import Capabilities, Completion, Request, Server, Slots, Tokens
 from autospec.backends.records import sweep_orphans
@@ -303,10 +303,8 @@ def start_child(
         _swept.add(state_dir)
         for sentence in sweep_orphans(state_dir):
             _log.warning(sentence)
-        if names := drafting_variables(os.environ):
-            _log.warning(
-                f"Not passed on to servers: {', '.join(names)}. autospec alone decides how a server drafts."
-            )
+        if sentence := withheld_words(os.environ):
+            _log.warning(sentence)
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         port = free_port()
         server = make(ServerProcess.start(command(port), state_dir), port)

@@ -18,9 +18,10 @@ from autospec.backends.openai_http import GREEDY, ChatClient
 from autospec.backends.protocol import Proposal, Request, TokenAnswer
 from autospec.errors import RequestError
 
-__all__ = ["HttpTokens", "Route", "TokenReader", "reading_routes", "serve"]
+__all__ = ["CANDIDATES", "HttpTokens", "Route", "TokenReader", "reading_routes", "serve"]
 
-_CANDIDATES = 10
+# llama.cpp compares with p-min a probability among ten tokens; see `Proposal`. MLX has no p-min, and the same number keeps both comparable.
+CANDIDATES = 10
 # Tokenizing is quick; a batch of some tens of tokens is one step of the model, which a slow disk may delay. Before it, the text
 # that it stands behind may have to be computed: a slow machine takes a good part of a second for each token.
 _SHORT_TIMEOUT_S = 120.0
@@ -84,7 +85,7 @@ class HttpTokens:
         body = {
             "prompt": list(ids),
             "n_predict": count,
-            "n_probs": _CANDIDATES,
+            "n_probs": CANDIDATES,
             "return_tokens": True,
             "cache_prompt": True,
             "id_slot": 0,
@@ -147,7 +148,7 @@ def _timeout_s(ids: Sequence[int]) -> float:
 
 def _proposal(candidates: Sequence[Mapping[str, Any]]) -> Proposal:
     """The most likely token, its probability among ten tokens; the server's are over the whole vocabulary."""
-    weights = [math.exp(float(c["logprob"])) for c in candidates[:_CANDIDATES]]
+    weights = [math.exp(float(c["logprob"])) for c in candidates[:CANDIDATES]]
     return Proposal(int(candidates[0]["id"]), weights[0] / math.fsum(weights))
 
 

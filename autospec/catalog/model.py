@@ -1,4 +1,4 @@
-"""A model on this disk as its metadata describes it, and the context length and projector in a server's arguments."""
+"""A model on this disk as its metadata describes it, and the context length, temperature and projector in a server's arguments."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "BLOCK",
     "FIRST_CHECKED_ID",
     "NO_TOKENS",
+    "USUAL_TEMPERATURE",
     "Format",
     "Head",
     "Model",
@@ -23,6 +24,7 @@ __all__ = [
     "loads_projector",
     "names_context",
     "names_projector",
+    "temperature_of",
     "without_context",
     "without_projector",
 ]
@@ -37,6 +39,8 @@ FIRST_CHECKED_ID: Final = 5
 NO_TOKENS: Final = "none"
 # Tokens per digest in `Vocabulary.blocks`.
 BLOCK: Final = 8192
+# What users sample with where nothing says it: the default of llama-server and of most clients.
+USUAL_TEMPERATURE: Final = 0.8
 
 # A sliding-window cache holds the window and one micro-batch (llama.cpp's default -ub).
 _MICRO_BATCH_TOKENS = 512
@@ -234,6 +238,7 @@ class Model:
 # llama.cpp's two names of the setting. It accepts underscores for dashes.
 _FLAGS = frozenset({"-c", "--ctx-size", "--ctx_size"})
 _PROJECTOR_FLAGS = frozenset({"-mm", "--mmproj", "-mmu", "--mmproj-url", "--mmproj_url"})
+_TEMPERATURE_FLAGS = frozenset({"--temp", "--temperature"})
 _NO_PROJECTOR_FLAGS = frozenset({"--no-mmproj", "--no-mmproj-auto"})
 
 
@@ -257,6 +262,15 @@ def names_context(args: Sequence[str]) -> bool:
 def without_context(args: Sequence[str]) -> list[str]:
     """Return the arguments without those that set the context length."""
     return _without(args, _FLAGS)
+
+
+def temperature_of(args: Sequence[str]) -> float | None:
+    """Return the temperature in a server's arguments; ``None`` if they name none, or something that is no number."""
+    named = values_of(args, _TEMPERATURE_FLAGS)
+    try:
+        return float(named[-1]) if named else None
+    except ValueError:
+        return None
 
 
 def loads_projector(args: Sequence[str]) -> bool:

@@ -52,7 +52,7 @@ __all__ = ["command"]
     "--drafting",
     "texts",
     multiple=True,
-    metavar="D",
+    metavar="DRAFTING",
     help="A drafting as tables name it, e.g. draft-model+ngram-simple; may be repeated. Replaces --n-max where it names n_max.",
 )
 @click.option("--prompt", metavar="TEXT", help="The prompt. [default: that of the reference benchmark]")

@@ -19,7 +19,11 @@ __all__ = ["command", "glance", "status_lines"]
 
 @click.command()
 @click.option("--proxy/--no-proxy", default=True, help="Also run the proxy. [default: yes]")
-@click.option("--once", is_flag=True, help="Do the most valuable step if the machine is idle, then exit.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Do the most valuable step if the machine is idle, then exit; without the proxy.",
+)
 @click.option("--status", is_flag=True, help="Show what the running daemon is doing and why.")
 @command_options
 def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | None:
@@ -32,7 +36,7 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
       autospec daemon
       autospec daemon --no-proxy
       autospec daemon --status
-      autospec daemon --once --no-proxy
+      autospec daemon --once
     """  # noqa: D301 - click needs the backspace itself
     if status:
         from autospec.service.control import ask_status
@@ -85,7 +89,7 @@ _QUEUE_SHOWN = 5
 def status_lines(document: dict[str, Any]) -> list[str]:
     """A status document in words. It may be of another version: what is missing is left out."""
     from autospec.daemon.work import ALL_TYPES, LaterReason, effort_words
-    from autospec.formats import duration
+    from autospec.formats import counted, duration
 
     state = document.get("state", "unknown")
     lines = [f"The daemon (process {document.get('pid')}) is {state}."]
@@ -105,7 +109,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         lines += [f"  {'yes' if c['allows'] else 'no ':3}  {c['name']:8} {c['words']}" for c in checks]
     queue = document.get("queue", [])
     lines.append(
-        f"Next: {len(queue)} cell{'s' if len(queue) > 1 else ''} to measure."
+        f"Next: {counted(len(queue), 'prompt type')} to measure."
         if queue
         else "Next: nothing is worth measuring."
     )

@@ -270,7 +270,7 @@ def _examine_devices(findings: Findings, settings: Settings, hardware: Hardware)
     if list_devices(Path(program)) == ():
         findings.advise(
             f"{program} finds no GPU, although this machine has {hardware.gpu}: models run on the processor.",
-            "Install a build for this GPU and its driver; `llama-server --list-devices` says what it finds, and why nothing.",
+            "Install a build for this GPU and its driver. `llama-server --list-devices` lists what it finds, or says why it finds nothing.",
         )
 
 
@@ -338,7 +338,7 @@ def _gpu_rows(gpus: list[dict[str, Any]], name: str) -> list[tuple[str, str]]:
             f"limit {limit:.0f} W{lowered}" if limit else "",
         ]
         if any(known) and gpu["processes"] is None:
-            known.append("which programs use it is not told")
+            known.append("which programs use it is unknown")
         words = ", ".join(word for word in known if word) or "nothing more is known"
         rows.append(("gpu" if not rows else "", f"{gpu['name']}: {words}"))
     return rows

@@ -33,7 +33,7 @@ _DEPTH_TOKENS = 1024
     default=_DEPTH_TOKENS,
     metavar="N",
     show_default=True,
-    help="Tokens in the cache: a longer text before means more to read.",
+    help="Tokens in the cache; with more of them each token takes longer.",
 )
 @command_options
 def command(shell: Shell, model_name: str, depth: int) -> None:
@@ -202,7 +202,7 @@ _BOUND = {
 def _lines(main: Model, figures: Speeds, what: Estimated, depth: int) -> list[str]:
     own, weights = what.own, what.weights
     experts = (
-        f", of the experts {main.active_experts} of {main.experts} ({gigabytes(weights.expert_bytes)} in all)"
+        f", with {main.active_experts} of the {main.experts} experts ({gigabytes(weights.expert_bytes)} in all)"
         if main.is_moe
         else ""
     )
@@ -210,8 +210,8 @@ def _lines(main: Model, figures: Speeds, what: Estimated, depth: int) -> list[st
         f"Estimate for {main.name}, with {depth} tokens in the cache",
         figures.words,
         (
-            f"A token reads {gigabytes(own.bytes_per_token)}{experts}, {gigabytes(main.kv_bytes(depth))} of them from the"
-            f" cache: about {own.tokens_per_s:.0f} tok/s without drafting; {_BOUND[own.bound]}."
+            f"Each token reads {gigabytes(own.bytes_per_token)}, {gigabytes(main.kv_bytes(depth))} of it from the cache{experts}:"
+            f" about {own.tokens_per_s:.0f} tok/s without drafting; {_BOUND[own.bound]}."
         ),
     ]
     if len(own.batch_ms) > 1:

@@ -124,21 +124,23 @@ def _running(found: Found) -> str:
 
 
 def _next(found: Found) -> list[str]:
-    """Commands, the most useful one first."""
+    """Commands, the most useful one first, each with a remark that a shell takes for a comment."""
     steps = []
     if not found.backends:
-        steps.append("pip install xllamacpp (or: brew install llama.cpp)")
+        steps.append(("pip install xllamacpp", "or: brew install llama.cpp"))
     if not found.models:
-        steps.append("export AUTOSPEC_MODEL_DIRS=/your/models (or download a model, e.g. with LM Studio)")
-        steps.append(f'put model_dirs = ["/your/models"] into {found.config_file} (the same for good)')
+        steps.append(("export AUTOSPEC_MODEL_DIRS=/your/models", "or download a model with LM Studio"))
     if found.backends and found.models:
         if found.proven:
-            steps.append("autospec recommend (what to run)")
+            steps.append(("autospec recommend", "what to run"))
             if not found.proxy:
-                steps.append("autospec proxy (serve your models with it)")
-        steps.append("autospec tune (choose a model from a list and measure it)")
-    steps += ["autospec doctor (what is missing, and how to fix it)", "autospec --help (all commands)"]
-    return steps
+                steps.append(("autospec proxy", "serve your models with it"))
+        steps.append(("autospec tune", "choose a model from a list and measure it"))
+    steps += [("autospec doctor", "what is missing, and how to fix it"), ("autospec --help", "all commands")]
+    lines = [f"{command}   # {remark}" for command, remark in steps]
+    if not found.models:
+        lines.append(f'To keep the folder, put model_dirs = ["/your/models"] into {found.config_file}.')
+    return lines
 
 
 def _catalog(shell: Shell) -> tuple[tuple[str, ...], tuple[str, ...] | None, tuple[Path, ...]]:

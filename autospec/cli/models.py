@@ -196,13 +196,14 @@ def proven_words(known: Sequence[StoredRecommendation], model: str) -> str:
     own = [s.recommendation for s in known if s.recommendation.model == model]
     proven = [r for r in own if r.status is Status.PROVEN and r.prompt_type is not None]
     pays = [str(r.prompt_type) for r in proven if r.verdict is Verdict.ENABLE]
-    others = [str(r.prompt_type) for r in proven if r.verdict is not Verdict.ENABLE]
-    if not proven:
-        return ""
+    others = [str(r.prompt_type) for r in proven if r.verdict is Verdict.DISABLE]
+    undecided = [str(r.prompt_type) for r in proven if r.verdict is Verdict.UNDECIDED]
     clauses = [f"drafting pays for {_few(pays)}"] if pays else []
     if others:
         clauses.append(f"not for {_few(others)}" if pays else f"drafting pays for none of {_few(others)}")
-    return f"proven: {', '.join(clauses)}"
+    if undecided:
+        clauses.append(f"undecided for {_few(undecided)}")
+    return f"{'proven: ' if pays or others else ''}{', '.join(clauses)}"
 
 
 def _few(names: Sequence[str]) -> str:

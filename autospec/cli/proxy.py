@@ -15,12 +15,12 @@ __all__ = ["command"]
 @click.option(
     "--host",
     metavar="ADDRESS",
-    help="Address to listen on. Default: 127.0.0.1, this machine only. Any other address needs a key, see below.",
+    help="Address to listen on; any address except loopback needs proxy_api_key. [default: the setting proxy_host, 127.0.0.1]",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help="Port to listen on. Default: 8686. With 0 the proxy chooses a free port and prints it.",
+    help="Port to listen on; with 0 the proxy chooses a free port and prints it. [default: the setting proxy_port, 8686]",
 )
 @click.option(
     "-m",
@@ -33,9 +33,9 @@ __all__ = ["command"]
 @click.option(
     "--backend",
     metavar="B",
-    help="Kind of server: llama-server, embedded, mlx … Default: the one that `autospec doctor` finds.",
+    help="Backend; `autospec doctor` lists them. [default: an installed one that runs the model]",
 )
-@click.option("--log-prompts", is_flag=True, help="Write prompts into the log (with -v). Off by default.")
+@click.option("--log-prompts", is_flag=True, help="Write prompts into the log (with -v).")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
 @command_options
 def command(
@@ -87,6 +87,7 @@ def command(
     """  # noqa: D301 - click needs the backspace itself
     shell.override(proxy_host=host, backend=backend, server_args=args or None)
     settings = shell.settings
+    shell.warn_of_variables()
 
     from autospec.formats import counted
     from autospec.proxy.serve import rules_for, run, run_on_best_loop

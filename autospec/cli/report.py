@@ -44,14 +44,15 @@ def command(
 ) -> None:
     """Write a page with everything that is known: verdicts, figures, reasons, and the raw numbers.
 
-    The page is one file and loads nothing from a network. It contains no prompts and no answers. Without --model, the founding
-    record is part of it.
+    The page is one file and loads nothing from a network. It contains no answers, and no prompts but that of the founding record,
+    which is part of the page without --model.
 
     \b
       autospec report
       autospec report --model qwen3-coder-30b -o qwen.html --open
 
-    It needs Matplotlib and Jinja2: pip install 'autospec-llm[report]'. Exits with 3 if nothing is known of the model that is named.
+    It needs the extra "report" (Matplotlib and Jinja2); where that is missing, the error names the command that installs it.
+    Exits with 3 if nothing is known of the model that is named.
     """  # noqa: D301 - click needs the backspace itself
     from autospec.files import replace_file
 

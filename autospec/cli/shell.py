@@ -237,6 +237,14 @@ class Shell:
     def choose_server(self, backend: str | None, url: str | None) -> None:
         """Put the values of `server_options` above environment and file."""
         self.override(backend=backend or ("attached" if url else None), attached_url=url)
+        self.warn_of_variables()
+
+    def warn_of_variables(self) -> None:
+        """Say which variables of llama.cpp's will not reach the servers of this command. With -v the log says it."""
+        from autospec.backends.process import withheld_words
+
+        if not self.verbose and self.settings.backend != "attached" and (text := withheld_words(os.environ)):
+            self.warn(text)
 
     @functools.cached_property
     def console(self) -> Console:

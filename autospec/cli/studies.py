@@ -216,7 +216,8 @@ def dashboard(shell: Shell, *, host: str, port: int) -> None:
     """Open Optuna's dashboard on a copy of the studies.
 
     The dashboard can rename and delete studies, so it gets a copy in memory: nothing that is done there changes
-    autospec's studies. Start it again to see newer trials. Needs the extra: pip install 'autospec-llm[dashboard]'.
+    autospec's studies. Start it again to see newer trials. It needs the extra "dashboard"; where that is missing, the
+    error names the command that installs it.
     """
     copies, count = copy_of_studies(shell.settings.studies_url)
     with server_for(copies, host, port) as server:

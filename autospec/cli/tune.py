@@ -85,9 +85,18 @@ def interruptible() -> Iterator[None]:
     metavar="TIME",
     help="Time limit, e.g. 20m; the current step may take a minute or 5 % longer. [default: the study's]",
 )
-@click.option("--study", metavar="NAME|FILE", help="quick, default, thorough, or your own TOML file.")
+@click.option(
+    "--study",
+    metavar="NAME|FILE",
+    help="quick, default, thorough, or your own TOML file. [default: the setting study]",
+)
 @click.option("--suite", metavar="FILE", help="Your own prompts (JSONL).")
-@click.option("--temperature", type=float, metavar="T", help="Sampling temperature; 0 is greedy.")
+@click.option(
+    "--temperature",
+    type=float,
+    metavar="T",
+    help="Sampling temperature; 0 is greedy. [default: the setting temperature]",
+)
 @click.option("--max-tokens", type=int, metavar="N", help="Longest measured answer. [default: the study's]")
 @click.option(
     "--slots",

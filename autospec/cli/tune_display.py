@@ -165,7 +165,7 @@ class TuneDisplay:
                 words = self._line(s, ascii_only=ascii_only)
                 yield Text(words, no_wrap=True, overflow=_cut(ascii_only=ascii_only))
         if more:
-            yield Text(f"and {more} more, for which this terminal is too low")
+            yield Text(f"and {more} more, for which this terminal has too few lines")
 
     def _head(self, width: int, *, ascii_only: bool) -> list[Text]:
         """The lines above the table."""

@@ -180,7 +180,9 @@ class Daemon:
         if free:
             return self._consider(free[0])
         if self.outlook.items:
-            self._rest("other autospec processes hold every cell that is worth measuring", final=True)
+            self._rest(
+                "other autospec processes are measuring everything that is worth measuring", final=True
+            )
             return _HELD_PAUSE_S
         idle = "nothing is worth measuring now"
         if self.outlook.waits:

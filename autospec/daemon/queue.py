@@ -20,7 +20,7 @@ from autospec.cells import PromptType
 from autospec.daemon.work import Effort, Later, LaterReason, Tunable, WorkItem, effort_key
 from autospec.formats import duration
 from autospec.measure.measurements import Sample
-from autospec.recommendations import OVERALL_MIX, Recommendation, Status
+from autospec.recommendations import OVERALL_MIX, THRESHOLD, Recommendation, Status
 from autospec.tuning.overall_answer import wanted_pairs
 from autospec.tuning.resume import basis_digest
 
@@ -103,7 +103,7 @@ def uncertainty(recommendation: Recommendation | None) -> float:
             if recommendation.speedup is None:
                 return 1.0
             mean, sd = spread(recommendation)
-            threshold = math.log1p(float(recommendation.evidence.get("threshold", 0.02)))
+            threshold = math.log1p(float(recommendation.evidence.get("threshold", THRESHOLD)))
             pays = 1.0 - NormalDist(mean, sd).cdf(threshold)
             return max(_PROVISIONAL_AT_LEAST, 2.0 * min(pays, 1.0 - pays))
 

@@ -95,7 +95,7 @@ def why_stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> Stale | None:
         return Stale("build", f"the backend was rebuilt and still reports the version {now['build']}")
     if _differ(then, now, UNCACHED):
         # Its pairs still count: the next tune judges them again, and starts nothing over.
-        reason = "it was judged as if a server that drafts had a prompt cache, and this build's has none"
+        reason = "the verdict assumed a prompt cache while drafting; this build has none"
         return Stale("judged", reason, {"renewing": True})
     if (drafts := _drafts_changed(then.get("drafts"), now.get("drafts"))) is not None:
         return Stale("drafts", drafts)

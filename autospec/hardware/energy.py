@@ -83,7 +83,7 @@ class EnergyMeter:
 
     @property
     def parts(self) -> frozenset[str]:
-        """The parts of the machine that tell their energy now: ``cpu``, ``gpu``."""
+        """The parts of the machine that report their energy now: ``cpu``, ``gpu``."""
         cpu = bool(self._zones) and all(zone.read_uj() is not None for zone in self._zones)
         gpu = self._gpu_j() is not None
         return frozenset(part for part, told in (("cpu", cpu), ("gpu", gpu)) if told)
@@ -136,8 +136,8 @@ def energy_refusal(needed: Collection[str], meter: EnergyMeter | None = None) ->
         )
     if "gpu" in needed and "gpu" not in told:
         return (
-            "The aim energy needs the energy of every GPU here, and their driver does not tell it.",
-            f"NVIDIA tells it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
+            "The aim energy needs the energy of every GPU here, and their driver does not report it.",
+            f"NVIDIA reports it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
         )
     return (
         (

@@ -137,7 +137,7 @@ def _log_ratio(pair: Pair, parts: tuple[str, ...]) -> float:
 
 
 def _joules(half: Measurement) -> dict[str, float]:
-    """The energy of one half of a pair, for each part of the machine that tells it."""
+    """The energy of one half of a pair, for each part of the machine that reports it."""
     state = MachineState.from_json(half.machine)
     if state.window_s < _LEAST_WINDOW_S or half.predicted_tokens < 1 or busy(state):
         return {}

@@ -30,7 +30,9 @@ __all__ = [
     "AS_MEASURED",
     "CACHED_SHARE",
     "CUT",
+    "LEAST_REQUESTS",
     "MAX_PAIR_GAP_S",
+    "TRAFFIC_S",
     "DepthCosts",
     "DepthRise",
     "Measurement",
@@ -99,8 +101,9 @@ CACHED_SHARE: Mapping[PromptType, float] = MappingProxyType(
 
 # Finish reasons of an answer that did not end by itself; servers that tell none count as such.
 CUT = frozenset({"", "length"})
-# Live requests of one type that are needed to know their length.
-_LEAST_SAMPLES = 30
+# The usual requests are those of live traffic: of this time at most, from so many on.
+TRAFFIC_S = 30 * 86400.0
+LEAST_REQUESTS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,20 +443,20 @@ def of_traffic(samples: Sequence[Sample], uncached_beside: float | None = None) 
             cached part of their prompts as long as too few requests without drafting tell it.
     """
     told = [s for s in samples if s.predicted_tokens > 1]
-    if len(told) < _LEAST_SAMPLES:
+    if len(told) < LEAST_REQUESTS:
         return None
     whole = [s.prompt_tokens + s.cached_tokens for s in told if s.cached_tokens is not None]
     shape = RequestShape(
         prompt_tokens=max(1.0, statistics.median(s.prompt_tokens for s in told)),
         answer_tokens=float(statistics.median(s.predicted_tokens for s in told)),
         source="traffic",
-        context_tokens=float(statistics.median(whole)) if len(whole) >= _LEAST_SAMPLES else None,
+        context_tokens=float(statistics.median(whole)) if len(whole) >= LEAST_REQUESTS else None,
     )
     if uncached_beside is None:
         return shape
     prompt = statistics.median(s.prompt_tokens + (s.cached_tokens or 0) for s in told)
     alone = [s.prompt_tokens for s in told if s.drafting.is_off and s.cached_tokens is not None]
-    computed = statistics.median(alone) if len(alone) >= _LEAST_SAMPLES else prompt * (1.0 - uncached_beside)
+    computed = statistics.median(alone) if len(alone) >= LEAST_REQUESTS else prompt * (1.0 - uncached_beside)
     return replace(
         shape, prompt_tokens=max(1.0, computed), drafted_prompt_tokens=float(max(1.0, prompt, computed))
     )

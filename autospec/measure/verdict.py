@@ -44,7 +44,7 @@ from autospec.measure.log_ratios import (
     signed_rank_estimate,
     stratified_estimate,
 )
-from autospec.recommendations import Verdict
+from autospec.recommendations import THRESHOLD, Verdict
 
 __all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide", "refused"]
 
@@ -89,7 +89,7 @@ class Rule:
         turn_sd: The same between two stretches of some minutes, for off and drafting that run in turns.
     """
 
-    threshold: float = 0.02
+    threshold: float = THRESHOLD
     worth_proving: float = 0.05
     error_rate: float = 0.01
     looks: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
@@ -225,7 +225,7 @@ def decide(
         verdict, final, reason = (
             Verdict.UNDECIDED,
             False,
-            f"{reason}, but so far one order of off and drafting only",
+            f"{reason}, but off and drafting were measured in one order only so far",
         )
     if not final and view.settled and evidence.both_orders and _hopeless(evidence, rounds, rule):
         final, reason = True, f"{reason}, and more rounds of these prompts would not decide it"

@@ -1,1 +1,1 @@
-"""Predict the speed of every drafting from one recorded answer per prompt and one pass of each draft model."""
+"""The expected speed of draftings: from replayed recordings, from the counts of launches, or from bytes and bandwidth alone."""

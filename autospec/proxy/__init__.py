@@ -1,1 +1,1 @@
-"""The proxy: OpenAI-compatible, in front of real servers, each request on the launch that is best for its kind of prompt."""
+"""The proxy's HTTP: requests of OpenAI's and Anthropic's clients, each answered by a server that `autospec.serving` lends."""

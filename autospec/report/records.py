@@ -7,7 +7,6 @@ A record contains raw runs and nothing derived. Its runs are not paired and use 
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from typing import Any
 
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import StudyFileError
+from autospec.errors import StudyFileError, did_you_mean
 from autospec.files import studies_dir
 from autospec.formats import log_percent
 from autospec.measure.bench import Comparison, Noise, RunGroup, compare_runs, pooled_noise
@@ -300,10 +299,7 @@ def _check_groups(groups: Sequence[RunGroup], where: str) -> None:
 def _check(data: Mapping[str, Any], keys: Mapping[str, type], where: str, prefix: str) -> None:
     for key in data:
         if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
-            raise StudyFileError(
-                f"{where}: there is no key {prefix}{key}.", f"Did you mean {close[0]}?" if close else ""
-            )
+            raise StudyFileError(f"{where}: there is no key {prefix}{key}.", did_you_mean(key, keys))
     for key, kind in keys.items():
         if key not in data:
             if key not in _OPTIONAL:

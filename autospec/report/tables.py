@@ -1,6 +1,6 @@
-"""Tables for people. A terminal of 80 columns shows everything; sentences are below the table.
+"""Tables of recommendations, studies and trials for people; in a narrow terminal recommendations are a list.
 
-On a narrower terminal the recommendations are a list. Verdicts are words, so that no meaning is in a colour alone.
+Verdicts are words, so that no meaning is in a colour alone.
 """
 
 from __future__ import annotations

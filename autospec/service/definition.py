@@ -1,4 +1,4 @@
-"""What a service is, and the protocol of a supervisor. Pure."""
+"""What the service runs (`Definition`), and what autospec asks of a supervisor (`ServiceManager`). Pure."""
 
 from __future__ import annotations
 

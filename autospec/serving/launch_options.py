@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from autospec.catalog.model import Model, context_of, loads_projector
-from autospec.cells import Hardware, options_in, values_of
+from autospec.catalog.model import USUAL_TEMPERATURE, Model, context_of, loads_projector, temperature_of
+from autospec.cells import Hardware, options_in
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, LaunchError
 from autospec.hardware.gpu import shared_limit_bytes
@@ -137,18 +137,17 @@ def launch_seconds(model: Model, draft: Model | None) -> float:
 
 # What servers sample with if neither the request nor the launch says it.
 _SERVER_TEMPERATURE: Final = {"mlx": 0.0}
-_LLAMA_CPP_TEMPERATURE: Final = 0.8
-_TEMPERATURE_FLAGS: Final = frozenset({"--temp", "--temperature"})
 
 
 @lru_cache(64)
 def default_temperature(backend: str, args: tuple[str, ...], own: float | None = None) -> float:
     """The temperature of requests that name none: of the user's server arguments, else the model's `own`, else the server's."""
-    with suppress(ValueError, IndexError):
-        return float(values_of(args, _TEMPERATURE_FLAGS)[-1])
+    named = temperature_of(args)
+    if named is not None:
+        return named
     if own is not None:
         return own
-    return _SERVER_TEMPERATURE.get(backend, _LLAMA_CPP_TEMPERATURE)
+    return _SERVER_TEMPERATURE.get(backend, USUAL_TEMPERATURE)
 
 
 def draft_of(drafting: Drafting, models: Sequence[Model]) -> Model | None:

@@ -29,7 +29,7 @@ from typing import Any, Final
 from autospec.cells import PromptType
 from autospec.drafting import Drafting
 from autospec.formats import duration, gigabytes, listed
-from autospec.recommendations import SCHEMA_VERSION
+from autospec.recommendations import SCHEMA_VERSION, THRESHOLD
 from autospec.serving.dispatch import WhyOff
 from autospec.serving.plan_inputs import (
     Capacity,
@@ -50,8 +50,8 @@ _MOST_NAMED = 3
 # A launch must save its own time twice: the traffic forecast is the least certain number here, a loading server slows the
 # others down, and a new server has to process cached prompts again.
 PAYBACK: Final = 2.0
-# Share of the busy time that a change must save: the verdicts have the same threshold (+2 %).
-MARGIN: Final = 0.02
+# Share of the busy time that a change must save: as much as a verdict's usual threshold.
+MARGIN: Final = THRESHOLD
 # Share of the busy time that an additional server must save to keep its memory.
 RENT: Final = 0.005
 # A model that is started will be used: its first server is chosen as if it were busy this long.

@@ -1,1 +1,1 @@
-"""The Optuna study: space, ask/tell loop, budget, proof, decision."""
+"""A tune: predict what pays, search for the best drafting, prove it on other prompts, write the recommendation."""

@@ -21,7 +21,7 @@ from autospec.errors import (
     UnsupportedError,
 )
 from autospec.measure.asking import Asking
-from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, Pair, Shapes, of_traffic
+from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, TRAFFIC_S, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import Limits, Recommendation, Verdict
@@ -47,9 +47,6 @@ __all__ = [
     "geometric_mean",
     "mean_log_ratio",
 ]
-
-# Live requests of the last 30 days show the usual requests.
-_TRAFFIC_S = 30 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +293,7 @@ class TuneSession:
             cells.append(CellRun(cell, study, tune_prompts, prove, shapes=self._shapes(cell, capabilities)))
         if not cells:
             raise BusyError(
-                "An autospec on another machine of the same kind is measuring these cells.",
+                "An autospec on another machine of the same kind is measuring these prompt types.",
                 "Wait for it to finish; its results are kept in the same database.",
             )
         self.store.drafts = space.drafts
@@ -376,7 +373,7 @@ class TuneSession:
 
     def _shapes(self, cell: Cell, capabilities: Capabilities) -> Shapes:
         """The usual requests of this cell: from live traffic, else from the suite."""
-        since = time.time() - _TRAFFIC_S
+        since = time.time() - TRAFFIC_S
         samples = self.store.samples(since=since, model=cell.model.name, prompt_type=cell.prompt_type)
         prompts = self.request.suite.prompts
         uncached, cached_share = capabilities.drafts_uncached, CACHED_SHARE[cell.prompt_type]

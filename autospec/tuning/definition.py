@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autospec.drafting import Mode
-from autospec.errors import StudyFileError, UsageError
+from autospec.errors import StudyFileError, UsageError, did_you_mean
 from autospec.files import studies_dir
 from autospec.measure.verdict import Rule
 from autospec.settings import parse_duration
@@ -213,13 +212,14 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
     sections: dict[str, Any] = {"": top} | {k: v for k, v in data.items() if isinstance(v, dict)}
     for section in sections:
         if section not in _KEYS:
-            raise StudyFileError(f"{where}: there is no section [{section}].{_nearest(section, list(_KEYS))}")
+            hint = did_you_mean(section, _KEYS)
+            raise StudyFileError(f"{where}: there is no section [{section}].", hint)
     values: dict[str, Any] = {}
     for section, keys in _KEYS.items():
         given = sections.get(section, {})
         for key in given:
             if key not in keys:
-                raise StudyFileError(f"{where}: [{section}] has no key {key}.{_nearest(key, list(keys))}")
+                raise StudyFileError(f"{where}: [{section}] has no key {key}.", did_you_mean(key, keys))
         for key, kind in keys.items():
             full = f"{section}.{key}".lstrip(".")
             if key not in given and full in _DEFAULTS:
@@ -302,8 +302,3 @@ def _whole(value: Any) -> bool:
 
 def _fraction(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {close[0]}?" if close and close[0] else ""

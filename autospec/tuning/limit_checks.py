@@ -14,7 +14,7 @@ from functools import partial
 from autospec.backends.protocol import Backend, LaunchSettings, Server, Slots, Slotted
 from autospec.backends.registry import EncodesText
 from autospec.backends.server import canary
-from autospec.catalog.model import Model
+from autospec.catalog.model import USUAL_TEMPERATURE, Model
 from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
@@ -33,7 +33,6 @@ from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.launches import Launches, Memory
 from autospec.tuning.limits import (
     SPARE_TOKENS,
-    USUAL_TEMPERATURE,
     Condition,
     Kind,
     Plan,

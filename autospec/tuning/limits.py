@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from autospec.catalog.model import Model, context_of, names_context
+from autospec.catalog.model import USUAL_TEMPERATURE, Model, context_of, names_context, temperature_of
 from autospec.cells import options_in, values_of
 from autospec.formats import counted
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, of_pairs
-from autospec.measure.measurements import Pair, Sample
+from autospec.measure.measurements import LEAST_REQUESTS, Pair, Sample
 from autospec.measure.verdict import DEFAULT_RULE, Rule, decide
 from autospec.recommendations import LimitCheck, Limits, LimitVerdict
 from autospec.tuning.definition import LimitsDefinition
@@ -28,7 +28,6 @@ from autospec.tuning.launches import Memory
 
 __all__ = [
     "SPARE_TOKENS",
-    "USUAL_TEMPERATURE",
     "Condition",
     "Kind",
     "Plan",
@@ -44,11 +43,7 @@ __all__ = [
     "unknown_conditions",
 ]
 
-# What users sample with, where nothing says it: the default of llama-server and of most clients.
-USUAL_TEMPERATURE = 0.8
-_TEMPERATURE_FLAGS = frozenset({"--temp", "--temperature"})
-# So many requests of the traffic tell its temperature, and so many of them are not above it.
-_LEAST_REQUESTS = 30
+# This share of the traffic's requests is not above its temperature.
 _MOST_REQUESTS = 0.9
 _HOTTEST = 2.0
 _AT_ONCE = (2, 4)
@@ -181,20 +176,15 @@ def served_temperature(
     model's file names, else the servers' default where the proof was greedy.
     """
     known = sorted(s.temperature for s in samples if s.temperature is not None)
-    if len(known) >= _LEAST_REQUESTS:
+    if len(known) >= LEAST_REQUESTS:
         usual = min(
             _HOTTEST, math.ceil(10.0 * known[math.ceil(_MOST_REQUESTS * len(known)) - 1] - 1e-6) / 10.0
         )
         if usual > proven:
             return usual
-    named = values_of(args, _TEMPERATURE_FLAGS)
-    for told in (named[-1] if named else None, model.temperature):
-        try:
-            value = math.nan if told is None else float(told)
-        except ValueError:
-            continue
-        if proven < value <= _HOTTEST:
-            return value
+    for named in (temperature_of(args), model.temperature):
+        if named is not None and proven < named <= _HOTTEST:
+            return named
     return USUAL_TEMPERATURE if proven <= 0.0 else proven
 
 

@@ -1,4 +1,4 @@
-"""What disturbs a measurement: load from other programs, and a second server that takes GPU memory from the first."""
+"""Waits for other programs before something is timed again, and notices when a second server changes where the main model is placed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from autospec.errors import UsageError
 from autospec.formats import log_percent, percent
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import of_mix, of_pairs, prompt_medians
-from autospec.measure.measurements import Pair, Sample
+from autospec.measure.measurements import LEAST_REQUESTS, Pair, Sample
 from autospec.measure.verdict import DEFAULT_RULE, Decision, Rule, decide, refused
 from autospec.recommendations import (
     Recommendation,
@@ -43,8 +43,6 @@ __all__ = [
     "refuse_mix",
 ]
 
-# Live requests that are needed to know the mix.
-_LEAST_REQUESTS = 30
 # A prompt type with a smaller share of the traffic does not count: it would need a proof of its own.
 _LEAST_SHARE = 0.01
 # A round of the proof. With fewer prompts of a type, it counts as not measured.
@@ -112,7 +110,7 @@ def mix_of(
         return Mix(_shares(asked), "asked")
     counts = Counter(s.prompt_type for s in samples if s.prompt_type is not None)
     total = counts.total()
-    if total >= _LEAST_REQUESTS:
+    if total >= LEAST_REQUESTS:
         usual = {kind: float(n) for kind, n in counts.items() if n >= _LEAST_SHARE * total}
         return Mix(_shares(usual), "traffic", total)
     return Mix(_shares(dict.fromkeys(types, 1.0)), "equal")

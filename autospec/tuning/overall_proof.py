@@ -13,7 +13,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
-from autospec.measure.measurements import Phase, Shapes
+from autospec.measure.measurements import TRAFFIC_S, Phase, Shapes
 from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import (
     Verdict,
@@ -31,8 +31,6 @@ from autospec.tuning.tasks import Task
 
 __all__ = ["TRAFFIC_S", "OverallProof"]
 
-# The age of the live requests that tell the mix, at most.
-TRAFFIC_S = 30 * 86400.0
 # A disturbed pair is measured again at most so often, as in the cells' proofs.
 _REPEATS = 2
 

@@ -86,11 +86,12 @@ def test_it_is_short(blocks):
 
 
 def test_the_line_of_registration(blocks, toy, state_dir):
-    """It makes the backend from the settings, as its neighbours do."""
+    """It names a format and makes the backend from the settings, as its neighbours do."""
     line = textwrap.dedent(blocks[1])
     made = eval("{" + line + "}", {"ToyServer": toy})  # noqa: S307 - our own page
-    ((name, make),) = made.items()
+    ((name, (form, make)),) = made.items()
     assert make(SimpleNamespace(state_dir=state_dir)).name == name
+    assert form in registry._FORMAT_NAMES
     assert name not in registry._BACKENDS
 
 

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from autospec.backends.process import Ended, ServerProcess, child_environment, drafting_variables
+from autospec.backends.process import Ended, ServerProcess, child_environment, withheld_words
 from autospec.backends.records import MARK
 from autospec.errors import LaunchError
 from tests.backends.waiting import gone, wait_until
@@ -116,17 +116,22 @@ def test_servers_do_not_inherit_settings():
     assert child_environment(environment) == {"CUDA_VISIBLE_DEVICES": "1", "PATH": "/bin"}
 
 
-def test_a_variable_that_drafts_reaches_no_server():
-    """Forks read LLAMA_SPEC_… without any flag; what says where a draft runs is named too, because it is left out too."""
-    drafting = {
+def test_a_variable_that_reaches_no_server_is_named():
+    """Forks read LLAMA_SPEC_… without any flag. Where llama.cpp keeps its models is no setting of a server."""
+    withheld = {
         "LLAMA_ARG_SPEC_TYPE": "draft-mtp",
         "LLAMA_ARG_DRAFT_MAX": "4",
         "LLAMA_ARG_MODEL_DRAFT": "/d.gguf",
         "LLAMA_SPEC_CHAIN": "8",
         "LLAMA_SPEC_ADAPTIVE_CLIMB": "2,4",
+        "LLAMA_ARG_CTX_SIZE": "1",
+        "LLAMA_API_KEY": "x",
     }
-    environment = {**drafting, "LLAMA_ARG_CTX_SIZE": "1", "SPECIES": "cat", "LLAMA_CACHE": "/c"}
-    assert drafting_variables(environment) == tuple(sorted(drafting))
+    environment = {**withheld, "SPECIES": "cat", "LLAMA_CACHE": "/c"}
+    assert withheld_words(environment).startswith(
+        f"Not passed on to servers: {', '.join(sorted(withheld))}. "
+    )
+    assert not withheld_words({"PATH": "/bin", "LLAMA_CACHE": "/c"})
     assert child_environment(environment) == {"SPECIES": "cat", "LLAMA_CACHE": "/c"}
 
 

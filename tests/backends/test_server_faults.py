@@ -164,13 +164,19 @@ def test_drafts_although_off(launched):
         launched("drafts-although-off")
 
 
-def test_a_variable_that_drafts_is_told_once(launched, monkeypatch, caplog):
-    """It does not reach the server, and one sentence says so."""
+def test_variables_that_reach_no_server_are_told_once(launched, monkeypatch, caplog):
+    """One that drafts, and one that does not: the user would believe that it counts."""
     monkeypatch.setenv("LLAMA_SPEC_CHAIN", "8")
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "512")
     launched()
     launched()
     told = [r.getMessage() for r in caplog.records if "LLAMA_SPEC_CHAIN" in r.getMessage()]
-    assert told == ["Not passed on to servers: LLAMA_SPEC_CHAIN. autospec alone decides how a server drafts."]
+    assert told == [
+        (
+            "Not passed on to servers: LLAMA_ARG_CTX_SIZE, LLAMA_SPEC_CHAIN. autospec alone decides how a server drafts; "
+            "other settings of servers go behind -- or into server_args."
+        )
+    ]
 
 
 def test_hangs(launched):

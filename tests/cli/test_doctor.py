@@ -328,7 +328,7 @@ def test_a_gpu_is_one_row():
     ]
     alone = Findings()
     _examine_gpus(alone, [replace(CARD, processes=None)])
-    assert _gpu_rows(alone.gpus, "")[0][1].endswith(", limit 450 W, which programs use it is not told")
+    assert _gpu_rows(alone.gpus, "")[0][1].endswith(", limit 450 W, which programs use it is unknown")
 
 
 @pytest.mark.parametrize(

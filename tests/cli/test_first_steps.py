@@ -66,7 +66,7 @@ def test_models_are_counted_before_they_are_read(models_dir, monkeypatch):
     text = said()
     assert "Backends: embedded (xllamacpp)." in text
     assert "Models: 2 (Tiny-Draft-F16, Tiny-Main-F16), not read yet; `autospec models`" in text
-    assert "What to type next: autospec tune (choose a model" in text
+    assert "What to type next: autospec tune # choose a model" in text
 
 
 def test_after_a_search_it_knows_which_drafts_fit(models_dir, monkeypatch):
@@ -87,7 +87,7 @@ def test_what_is_proven(models_dir, monkeypatch):
     store.close()
     text = said()
     assert "Results: Main-7B-Q4_K_M: drafting pays for coding." in text
-    assert "What to type next: autospec recommend (what to run) autospec proxy" in text
+    assert "What to type next: autospec recommend # what to run autospec proxy" in text
 
 
 class _Answers(BaseHTTPRequestHandler):

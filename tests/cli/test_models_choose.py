@@ -172,3 +172,12 @@ def test_what_is_proven_in_words():
     assert proven_words(loses, name) == "proven: drafting pays for none of rag, summarization"
     assert proven_words(pays, "another") == ""
     assert proven_words([stored(recommendation(status=Status.PROVISIONAL))], name) == ""
+
+
+def test_undecided_is_no_reason_against():
+    """A proof that ended without an answer."""
+    pays = stored(recommendation(prompt_type=PromptType.CODING), key="pays")
+    left = stored(recommendation(Verdict.UNDECIDED, prompt_type=PromptType.CHAT), key="left")
+    name = "Main-7B-Q4_K_M"
+    assert proven_words([pays, left], name) == "proven: drafting pays for coding, undecided for chat"
+    assert proven_words([left], name) == "undecided for chat"

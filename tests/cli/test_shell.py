@@ -372,3 +372,13 @@ def test_a_sentence_wraps_at_words_and_its_command_stays_whole(monkeypatch, tty,
     monkeypatch.setenv("COLUMNS", str(columns))
     Shell().prose("a sentence of several words:", "run --it now")
     assert [line.rstrip() for line in stream.getvalue().splitlines()] == lines
+
+
+@pytest.mark.parametrize(("url", "warned"), [(None, True), ("http://127.0.0.1:8080", False)])
+def test_variables_that_reach_no_server_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, url: str | None, warned: bool
+):
+    """A user who set one believes that it counts; a server that autospec did not start may have it."""
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "512")
+    told = run(lambda shell: shell.choose_server(None, url)).stderr
+    assert ("warning: Not passed on to servers: LLAMA_ARG_CTX_SIZE." in told) is warned

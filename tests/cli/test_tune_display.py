@@ -257,7 +257,7 @@ def test_a_low_terminal_keeps_the_bar_and_the_clock():
     assert "min left" in last
     assert "Ctrl-C stops" in last
     assert str(list(PromptType)[-1]) not in last
-    assert "and 12 more, for which this terminal is too low" in last
+    assert "and 12 more, for which this terminal has too few lines" in last
 
 
 def test_without_colours_the_bar_says_the_same():

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autospec.backends.token_http import reading_routes, serve
+from autospec.backends.token_http import CANDIDATES, reading_routes, serve
 
 __all__ = ["main", "most_likely"]
 
-# llama.cpp compares with p-min a probability among ten tokens; see `Proposal`.
-_CANDIDATES = 10
 # Logits of a vocabulary of 150 000 take 0.6 MB for each token of a batch.
 _BATCH = 64
 _SEQUENCE = 0
@@ -28,7 +26,7 @@ _SEQUENCE = 0
 
 def most_likely(logits: npt.NDArray[np.float32]) -> tuple[int, float]:
     """The most likely token and its probability among the ten most likely; `logits` has shape (vocabulary,)."""
-    count = min(_CANDIDATES, logits.size)
+    count = min(CANDIDATES, logits.size)
     best = np.argpartition(logits, -count)[-count:]
     token = int(best[np.argmax(logits[best])])
     weights = np.exp(logits[best].astype(np.float64) - float(logits[token]))

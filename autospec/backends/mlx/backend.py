@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from autospec.backends.failures import classify
+from autospec.backends.mlx.in_process import CANARY_TOKENS, MlxInProcess
 from autospec.backends.mlx.in_process import CHILD as IN_PROCESS
-from autospec.backends.mlx.in_process import MlxInProcess
 from autospec.backends.process import HOST, ServerProcess, ask_child
 from autospec.backends.protocol import Capabilities, Completion, Cycle, LaunchSettings, Request, Server
 from autospec.backends.server import LOG_SEARCHED, LaunchedServer, canary, start_child
@@ -301,8 +301,6 @@ def _check_folders(model_path: str, drafting: Drafting) -> None:
             )
 
 
-# Two cycles of a draft that proposes two tokens; a CPU takes a second for each token.
-_CANARY_TOKENS = 6
 # When the thread that computes has died, the server still runs and answers 404.
 _DIED = re.compile(r"generation thread died: (?P<why>.+)")
 _MEMORY = re.compile(
@@ -364,7 +362,7 @@ class MlxServer(LaunchedServer):
         has died. So only a request shows whether the models could be loaded.
         """
         self._tells_drafts = abilities.tells_drafts
-        question = replace(canary(self.drafting), max_tokens=_CANARY_TOKENS, timeout_s=self._load_timeout_s)
+        question = replace(canary(self.drafting), max_tokens=CANARY_TOKENS, timeout_s=self._load_timeout_s)
         try:
             done = self.complete(question)
         except RequestError as error:

@@ -18,12 +18,12 @@ from autospec.backends.token_http import TokenReader
 from autospec.drafting import Drafting
 from autospec.errors import RequestError, SpeculationInactiveError
 
-__all__ = ["CHILD", "MlxInProcess"]
+__all__ = ["CANARY_TOKENS", "CHILD", "MlxInProcess"]
 
 CHILD = ("-m", "autospec.backends.mlx.in_process_child")
 _NAME = "mlx_lm"
-# Two cycles of a draft that proposes two tokens.
-_CANARY_TOKENS = 6
+# Two cycles of a draft that proposes two tokens; a CPU takes a second for each token.
+CANARY_TOKENS = 6
 
 
 class MlxTokens(TokenReader):
@@ -92,7 +92,7 @@ class MlxInProcess(LaunchedServer):
     def verify(self, abilities: Capabilities) -> None:
         """Check that the draft drafts; see `LaunchedServer`."""
         with self._first_request():
-            done = self.complete(replace(canary(self.drafting), max_tokens=_CANARY_TOKENS))
+            done = self.complete(replace(canary(self.drafting), max_tokens=CANARY_TOKENS))
         if (not done.drafted) is not self.drafting.is_off:
             raise SpeculationInactiveError(
                 f"{abilities.build.version} does not draft with {self.drafting.label} as asked.",

@@ -37,12 +37,10 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.server import process_message_content
 
 from autospec.backends.mlx.child import tally
-from autospec.backends.token_http import Route, reading_routes, serve
+from autospec.backends.token_http import CANDIDATES, Route, reading_routes, serve
 
 __all__ = ["MlxReader", "main"]
 
-# llama.cpp compares with p-min a probability among ten tokens. MLX has no p-min; the same number keeps both comparable.
-_CANDIDATES = 10
 # Logits of 64 tokens over a vocabulary of 150 000 take 0.04 GB; those of a prompt are not evaluated.
 _SCORED = 64
 
@@ -73,7 +71,7 @@ class MlxReader:
             with mx.stream(generation_stream):
                 logits = self._compute(part).astype(mx.float32)
                 best = mx.argmax(logits, axis=-1)
-                most = mx.topk(logits, min(_CANDIDATES, logits.shape[-1]), axis=-1)
+                most = mx.topk(logits, min(CANDIDATES, logits.shape[-1]), axis=-1)
                 sure = mx.exp(mx.max(most, axis=-1) - mx.logsumexp(most, axis=-1))
                 mx.eval(best, sure)
             tokens: Any = best.tolist()

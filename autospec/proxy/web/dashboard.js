@@ -279,7 +279,7 @@ function against(value, proof, words) {
 // The reasons that a plan gives for no drafting (`WhyOff` in autospec/serving/dispatch.py).
 const WHY_OFF = {
   "not-tuned": "nothing was measured for this model", "type-not-measured": "this prompt type was not measured",
-  "disable": "it is slower", "undecided": "no gain is proven", "status": "serve_statuses does not allow its recommendation",
+  "disable": "it is not faster by more than the threshold", "undecided": "no gain is proven", "status": "serve_statuses does not allow its recommendation",
   "draft-missing": "the draft model's file is missing", "by-hand": "switched off by hand",
   "failed-launch": "its server does not start or keeps dying", "plan": "the plan keeps another server",
 };
