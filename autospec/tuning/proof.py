@@ -551,6 +551,6 @@ def _unread(decision: Decision, read: int, pairs: int) -> Decision:
     """The decision where too few pairs have a reading of energy."""
     reason = (
         f"only {read} of {counted(pairs, 'pair')} have a valid reading of energy: requests take less than half a second, other "
-        "programs worked beside them, or the counter was not told"
+        "programs worked beside them, or the counter was not reported"
     )
     return replace(decision, verdict=Verdict.UNDECIDED, final=True, reason=reason)
