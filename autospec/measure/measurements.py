@@ -55,7 +55,7 @@ class Sample:
     `at` is the end of the answer in seconds since the epoch. Times are by the server's clock, or by ours if the server does not
     report them. `prompt_tokens` are without the `cached_tokens`. `concurrent` is the most requests that the model answered at once
     meanwhile, this one included; `temperature` includes the server's default. What is unknown is ``None``, as in rows of older
-    versions.
+    versions; `cached_tokens` also where a request without drafting was answered by a server that has no cache because of its draft.
     """
 
     at: float
@@ -437,7 +437,8 @@ def of_traffic(samples: Sequence[Sample], uncached_beside: float | None = None) 
     Args:
         samples: The requests.
         uncached_beside: ``None`` if both sides have a prompt cache. Else only servers without drafting have one, and this is the
-            cached part of their prompts as long as too few requests without drafting tell it.
+            stated part of their prompts that is cached. Requests to such servers can tell of more, not of less: rows of earlier
+            versions do not say whether a draft was loaded, and so kept the cache away.
     """
     told = [s for s in samples if s.predicted_tokens > 1]
     if len(told) < _LEAST_SAMPLES:
@@ -451,11 +452,21 @@ def of_traffic(samples: Sequence[Sample], uncached_beside: float | None = None) 
     )
     if uncached_beside is None:
         return shape
-    prompt = statistics.median(s.prompt_tokens + (s.cached_tokens or 0) for s in told)
-    alone = [s.prompt_tokens for s in told if s.drafting.is_off and s.cached_tokens is not None]
-    computed = statistics.median(alone) if len(alone) >= _LEAST_SAMPLES else prompt * (1.0 - uncached_beside)
+    prompt = max(1.0, float(statistics.median(s.prompt_tokens + (s.cached_tokens or 0) for s in told)))
+    # A share of each request's own prompt: those that are drafted may be of another length.
+    shares = [
+        s.prompt_tokens / max(1, s.prompt_tokens + s.cached_tokens)
+        for s in told
+        if s.drafting.is_off and s.cached_tokens is not None
+    ]
+    computed = 1.0 - uncached_beside
+    if len(shares) >= _LEAST_SAMPLES:
+        computed = min(computed, statistics.median(shares))
     return replace(
-        shape, prompt_tokens=max(1.0, computed), drafted_prompt_tokens=float(max(1.0, prompt, computed))
+        shape,
+        prompt_tokens=max(1.0, prompt * computed),
+        context_tokens=prompt,
+        drafted_prompt_tokens=prompt,
     )
 
 
