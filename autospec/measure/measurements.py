@@ -167,17 +167,26 @@ class DepthCosts:
         return DepthRise(factor * rise.pass_ms, factor * rise.token_ms)
 
     def followed(self, identities: Mapping[str, str]) -> DepthCosts:
-        """Return the same, with the rises of moved drafts under their paths of today, which `identities` has as keys."""
+        """Return the same for the drafts of today: their paths, which `identities` has as keys, and their identities.
+
+        A moved draft's rise is under its new path too. What is known of a file that another one has replaced is left out.
+        """
         known = {
             identity: self.rises[path] for path, identity in self.identities.items() if path in self.rises
         }
-        moved = {
-            path: known[identity]
-            for path, identity in identities.items()
-            if identity in known and path not in self.rises
+        replaced = {
+            path for path, identity in self.identities.items() if identities.get(path, identity) != identity
         }
-        ids = {path: identities[path] for path in moved}
-        return replace(self, rises={**self.rises, **moved}, identities={**self.identities, **ids})
+        rises = {path: rise for path, rise in self.rises.items() if path not in replaced}
+        ids = {path: identity for path, identity in self.identities.items() if path not in replaced}
+        moved = {
+            path: identity for path, identity in identities.items() if identity in known and path not in rises
+        }
+        return replace(
+            self,
+            rises={**rises, **{path: known[identity] for path, identity in moved.items()}},
+            identities={**ids, **moved},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
@@ -393,6 +402,10 @@ class Shapes:
             answer_tokens=off.predicted_tokens,
             ended=off.finish_reason not in CUT,
         )
+
+    def followed(self, identities: Mapping[str, str]) -> Shapes:
+        """Return the same for the drafts of today, see `DepthCosts.followed`."""
+        return self if self.depth is None else replace(self, depth=self.depth.followed(identities))
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""

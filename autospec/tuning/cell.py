@@ -214,9 +214,8 @@ class CellRun:
         What context costs a draft is known under its path of today.
         """
         requests = history.requests
-        if requests is not None and requests.depth is not None:
-            paths = {path: file.identity for path, file in space.drafts.by_path.items()}
-            requests = replace(requests, depth=requests.depth.followed(paths))
+        if requests is not None:
+            requests = requests.followed(space.drafts.identities)
         self.history = history = replace(history, requests=requests)
         winner, runner_up = history.winner, history.runner_up
         if winner is None or not (winner.is_off or space.arm_of(winner) is not None):

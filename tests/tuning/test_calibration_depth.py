@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from autospec.backends.protocol import Cycle
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.errors import RequestError
@@ -259,3 +260,23 @@ def test_a_tune_that_goes_on_knows_a_moved_draft(tmp_path, monkeypatch):
     assert cell.history.requests is not None
     assert cell.history.requests.depth is not None
     assert set(cell.history.requests.depth.rises) == {"", "/old", "/new"}
+
+
+def test_a_replaced_draft_is_timed_again(tmp_path, monkeypatch):
+    """Another file has its path: the next search notes what that one's context costs."""
+    made, old, new = lab(tmp_path, monkeypatch), DepthRise(0.1, 0.1), DepthRise(0.4, 0.0)
+    noted = Shapes(depth=DepthCosts(10.0, 500, {"": old, "/draft": old}, {"/draft": "the old file"}))
+    arms = (Arm(Mode.DRAFT_MODEL, "/draft", file=DraftFile("the new file")),)
+    space = Space(arms, load_definition("quick").space)
+    cell = made.cells[0]
+    cell.recall(CellHistory(requests=noted), space)
+    assert cell.history.requests is not None
+    cell.shapes = cell.history.requests
+    context = replace(made.context, space=space)
+    depth = DepthTiming(made.cells, context, lambda _: None, lambda *_: None, lambda: 0.0)
+    depth._rises.update({"": (old, 512), "/draft": (new, 512)})
+    depth.note([Recording("p", tuple(range(60)), tuple(range(64)), 64, False, 60.0, 630.0, 700.0)])
+    verifies = context.launches.cycle is Cycle.LLAMA_CPP
+    assert cell.shapes.depth is not None
+    assert cell.shapes.depth.rises["/draft"] == old.with_draft(new, verifies=verifies)
+    assert cell.shapes.depth.identities == {"/draft": "the new file"}
