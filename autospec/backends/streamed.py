@@ -23,7 +23,7 @@ from autospec.backends.json_http import JsonClient, count_in
 from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
-from autospec.errors import RequestError
+from autospec.errors import NoAnswerError, RequestError
 
 __all__ = ["DONE", "AnswerReader", "Streamed", "StreamedClient", "data_of", "streamed_body"]
 
@@ -267,12 +267,12 @@ class StreamedClient(JsonClient):
                 if data == DONE and reader.finish_reason:
                     return reader.answer(_now_ms() - begun_ms)
                 if data == DONE:
-                    break
+                    raise self._broken(f"{self._name} ended its answer too early.")
                 reader.read(json.loads(data), _now_ms() - begun_ms)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
                 f"The answer of {self._name} cannot be read: {error!r}.",
                 "The server may not be OpenAI-compatible.",
             ) from error
-        # A server that dies closes its socket. For a stream without a length that looks like its end.
-        raise self._broken(f"{self._name} ended its answer too early.")
+        # A server that dies closes its socket. For a stream without a length that looks like its end, also if nobody sees it die.
+        raise self._broken(f"{self._name} ended its answer too early.", NoAnswerError)

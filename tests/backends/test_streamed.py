@@ -273,7 +273,16 @@ def test_a_server_that_refuses_stream_options_is_asked_without(server, client):
 def test_a_refusal(server, client):
     """The server's own sentence."""
     server.script.append((404, "application/json", [b'{"error": "no model /d"}']))
-    with pytest.raises(RequestError, match="mlx refused the request with status 404: no model /d"):
+    with pytest.raises(RequestError, match="mlx refused the request with status 404: no model /d") as caught:
+        client.complete(QUESTION)
+    assert not isinstance(caught.value, NoAnswerError)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_refusal_for_now_is_no_fault_of_the_prompt(server, client, status):
+    """A server that loads, or has too much to do: the same prompt is answered later."""
+    server.script.append((status, "application/json", [b'{"error": {"message": "Loading model"}}']))
+    with pytest.raises(NoAnswerError, match=f"status {status}: Loading model"):
         client.complete(QUESTION)
 
 
@@ -281,7 +290,7 @@ def test_a_refusal(server, client):
 def test_a_stream_that_ends_early_is_no_answer(server, client, kept):
     """Also where all the text has come: without its end nobody knows."""
     server.script.append((200, SSE, events(GOOD[:kept], done=False)))
-    with pytest.raises(RequestError, match="mlx ended its answer too early"):
+    with pytest.raises(NoAnswerError, match="mlx ended its answer too early"):
         client.complete(QUESTION)
 
 
