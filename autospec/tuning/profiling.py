@@ -22,7 +22,14 @@ from autospec.catalog.gguf import read_gguf
 from autospec.catalog.gguf_header import read_header
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
-from autospec.errors import BackendError, ModelFileError, NoAnswerError, RequestError, ServerDiedError
+from autospec.errors import (
+    BackendError,
+    LaunchError,
+    ModelFileError,
+    NoAnswerError,
+    RequestError,
+    ServerDiedError,
+)
 from autospec.formats import counted, listed
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
@@ -329,6 +336,7 @@ class Profiler:
         if (
             self._depth.known(draft, name)
             or not wanted
+            or self._search_left_s() <= self._context.launches.launch_s
             or self._depth.time(draft, name, recordings, times.batch_ms, read_ms) is None
         ):
             return times
@@ -339,6 +347,8 @@ class Profiler:
             self._context.progress.tell(
                 f"What context costs {Path(path).name} cannot be timed: {error.message}"
             )
+            if isinstance(error, LaunchError) and not error.permanent:
+                return times  # the next tune may find the memory, or the port, free
         else:
             if batch_ms:
                 times = replace(times, batch_ms=batch_ms)
