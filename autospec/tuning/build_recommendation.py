@@ -24,7 +24,7 @@ from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, RequestShape
 from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import ENERGY, Recommendation, Status, Verdict
-from autospec.tuning.cell import CellRun, acceptance, geometric_mean
+from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, acceptance, geometric_mean
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.request import TuneRequest
 
@@ -128,6 +128,8 @@ def nothing_to_try(cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED
 
     `verdict` is `DISABLE` if no drafting can ever be used with this model and build.
     """
+    if cell.nothing_to_draft:
+        why, verdict = NOTHING_TO_DRAFT, Verdict.DISABLE
     return Recommendation(
         model=cell.cell.model.name,
         model_path=cell.cell.model.path,

@@ -36,6 +36,7 @@ from autospec.tuning.space import Space
 from autospec.tuning.study import WINNER, CellStudy, fails_with_any_setting, open_storage
 
 __all__ = [
+    "NOTHING_TO_DRAFT",
     "CellProgress",
     "CellRun",
     "Progress",
@@ -48,6 +49,8 @@ __all__ = [
     "mean_log_ratio",
 ]
 
+# Why a cell's drafting is off whose model ends every answer at once.
+NOTHING_TO_DRAFT = "Every answer is one token long: there is nothing to draft."
 # Live requests of the last 30 days show the usual requests.
 _TRAFFIC_S = 30 * 86400.0
 
@@ -166,6 +169,7 @@ class CellRun:
     other: Proved | None = None  # the drafting that was proved before the winner
     trial_values: dict[Drafting, float] = field(default_factory=dict)  # speed ratios to off
     off_recorded: bool = False  # True once the study has its trial of off
+    nothing_to_draft: bool = False  # True if every recorded answer ended with its first token
     shapes: Shapes = AS_MEASURED  # the requests that the measured answers stand for
     news: frozenset[str] = frozenset()  # paths of drafts that no search of this cell could try yet
     untried: frozenset[str] = frozenset()  # labels of the arms that the search had no time to try
@@ -221,6 +225,8 @@ class CellRun:
         if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
             return
         self.winner, self.searched, self.shares_rate = winner, True, history.shares_rate
+        served = history.served
+        self.nothing_to_draft = winner.is_off and served is not None and served.reason == NOTHING_TO_DRAFT
         if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
             self.runner_up = runner_up
         self.trial_values = dict(history.tried)

@@ -40,7 +40,7 @@ from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
 from autospec.tuning.budget import Pace
 from autospec.tuning.calibration import DepthTiming
-from autospec.tuning.cell import CellRun, TuneContext, TuneStep
+from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, TuneContext, TuneStep
 from autospec.tuning.paired_runner import MOST_FAILING
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
@@ -153,11 +153,18 @@ class Profiler:
         try:
             with self._context.launches.main_in_tokens() as main:
                 recordings = self._record(main)
+                if self._hurried:
+                    self._note_nothing_to_draft(recordings)
                 found = [r for own in recordings.values() for r in own.values() if len(r.answer_ids) > 1]
                 if not found:
                     return None
                 if not batch_sizes(typical_of(found), self._widest + 1):
-                    return None  # a prompt and an answer of a few tokens
+                    if self._hurried:
+                        self._context.progress.tell(
+                            "Predictions are not possible here, so every drafting is measured: "
+                            "the prompts and answers are too short to time batches."
+                        )
+                    return None
                 first = self._first(main) if self._draft_free else None
                 # Off comes last: it may have to make room for another launch.
                 batches = self._batches(main, found)
@@ -242,6 +249,16 @@ class Profiler:
         self._recorded(found, len(places))
         self._pace(found)
         return found
+
+    def _note_nothing_to_draft(self, recordings: Mapping[str, Mapping[str, Recording]]) -> None:
+        """Note the cells of which every answer, and not only the first ones, ended with its first token."""
+        for cell in self._cells:
+            own = recordings[cell.cell.key]
+            cell.nothing_to_draft = all(
+                (r := own.get(p.id)) is not None and len(r.answer_ids) <= 1 for p in self._prompts(cell)
+            )
+            if cell.nothing_to_draft:
+                self._context.progress.tell(f"{cell.prompt_type}: {NOTHING_TO_DRAFT}")
 
     def _answer(
         self, cell: CellRun, prompt: Prompt, main: _Main, failed: Counter[str], *, may_fail: bool
