@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from autospec.backends.json_http import JsonClient, count_in
-from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in
+from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in, is_reasoning
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import NoAnswerError, RequestError
@@ -156,8 +156,9 @@ class AnswerReader:
         )
         prompt_ms, predicted_ms = (timings.prompt_ms, timings.predicted_ms) if timings else (None, None)
         drafted, accepted = self._drafts()
+        reasoning, rest = "".join(self._reasoning), "".join([*self._content, self._tool_text()])
         completion = Completion(
-            text="".join([*self._reasoning, *self._content, self._tool_text()]),
+            text=reasoning + rest,
             prompt_tokens=told.prompt_tokens if told else 0,
             predicted_tokens=self._chunks if predicted is None else predicted,
             prompt_ms=first_ms if prompt_ms is None else prompt_ms,
@@ -166,6 +167,7 @@ class AnswerReader:
             drafted=drafted,
             accepted=accepted,
             finish_reason=self.finish_reason,
+            still_reasoning=is_reasoning(reasoning, rest),
         )
         return Streamed(completion, counted=predicted is None, server_times=timings is not None)
 

@@ -13,8 +13,16 @@ from autospec.errors import RequestError
 from autospec.hardware.gpu import on_metal
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
-from autospec.measure.measurements import CUT, Measurement, Pair, Phase, enough_tokens, token_ms_of
+from autospec.measure.measurements import (
+    CUT,
+    Measurement,
+    Pair,
+    Phase,
+    enough_tokens,
+    token_ms_of,
+)
 from autospec.prompts.suite import Prompt
+from autospec.recommendations import WITHIN_REASONING
 
 __all__ = ["Asking", "OffLength", "busy", "disturbance", "measure"]
 
@@ -195,6 +203,7 @@ def measure(
         first = asking.answer(prompt.id, off=not off) if position else None
         if first is not None and _agree(first, answers[0]):
             texts = [first.text]
+    within = any(a.still_reasoning and a.finish_reason in CUT for a in answers)
     return Measurement(
         cell_key=cell_key,
         protocol=asking.protocol,
@@ -215,7 +224,7 @@ def measure(
         accepted=_sum([a.accepted for a in answers]),
         text_digest=hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         finish_reason="" if more else answers[0].finish_reason,
-        machine=state.to_json(),
+        machine=state.to_json() | ({WITHIN_REASONING: True} if within else {}),
     )
 
 

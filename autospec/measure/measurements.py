@@ -25,6 +25,7 @@ import numpy as np
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
+from autospec.recommendations import WITHIN_REASONING
 
 __all__ = [
     "AS_MEASURED",
@@ -511,7 +512,8 @@ class Measurement:
         drafted: Proposed tokens, and `accepted` among them; ``None`` if the backend does not report them.
         text_digest: SHA-256 of the text. If one half of a pair was cut shorter and agrees as far as it goes, both have the digest of
             the half that was measured first.
-        machine: The machine's state during the request (`hardware.state.MachineState` as JSON).
+        machine: The machine's state during the request (`hardware.state.MachineState` as JSON), and `WITHIN_REASONING`: here, because
+            other versions ignore what they do not know, and could not use a table with another column.
     """
 
     cell_key: str
@@ -534,6 +536,11 @@ class Measurement:
     text_digest: str
     finish_reason: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def within_reasoning(self) -> bool:
+        """True if the answer was cut while the model was still reasoning, as far as that is known."""
+        return self.machine.get(WITHIN_REASONING) is True
 
     @property
     def request_tps(self) -> float:

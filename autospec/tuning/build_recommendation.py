@@ -23,7 +23,7 @@ from autospec.measure.launch_scatter import ASSUMED_SD
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, RequestShape
 from autospec.measure.verdict import Rule, decide
-from autospec.recommendations import ENERGY, Recommendation, Status, Verdict
+from autospec.recommendations import ENERGY, WITHIN_REASONING, Recommendation, Status, Verdict
 from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, acceptance, geometric_mean
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.request import TuneRequest
@@ -107,6 +107,8 @@ def conditions_of(request: TuneRequest, pairs: Sequence[Pair], served_temperatur
     """Under which conditions the pairs of a proof were measured, as evidence, and the temperature that users sample with."""
     longest = max(p.off.prompt_tokens + p.off.predicted_tokens for p in pairs)
     shapes = [p.shape for p in pairs if p.shape is not None]
+    # Of the drafted halves: those without drafting may be cut shorter.
+    reasoning = statistics.fmean(p.drafted.within_reasoning for p in pairs)
     return {
         "temperature": request.temperature,
         "served_temperature": served_temperature,
@@ -120,6 +122,8 @@ def conditions_of(request: TuneRequest, pairs: Sequence[Pair], served_temperatur
         "cached_share": round(shapes[0].cached_share, 3) if shapes else 0.0,
         # Only where the server keeps no prompt cache while it drafts.
         **({"drafted_cached_share": 0.0} if shapes and shapes[0].drafted_prompt_tokens else {}),
+        # The share of answers that were cut while the model was still reasoning; only where there are such.
+        **({WITHIN_REASONING: round(reasoning, 3)} if reasoning else {}),
     }
 
 

@@ -149,6 +149,28 @@ def test_reasoning_is_text_and_starts_the_clock(name):
     assert (done.text, done.prompt_ms) == ("hm yes", 10.0)
 
 
+@pytest.mark.parametrize(
+    ("parts", "reasoning"),
+    [
+        ([{"reasoning_content": "hm "}, {"reasoning_content": "so"}], True),
+        ([{"reasoning": "hm "}, {"content": "\n"}], True),
+        ([{"reasoning_content": "hm"}, {"content": "yes"}], False),
+        (
+            [{"reasoning_content": "hm"}, {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
+            False,
+        ),
+        ([{"content": "yes"}], False),
+        ([{"content": "\n<think>\nhm"}], True),
+        ([{"content": "<think>hm</think> yes"}], False),
+        ([{"content": "<|channel|>analysis<|message|>hm"}], True),
+        ([{"content": "What is <think>?"}], False),
+    ],
+)
+def test_whether_an_answer_has_come_beyond_its_reasoning(parts, reasoning):
+    """By the fields that tell reasoning apart; where a server leaves it in the text, by its marks."""
+    assert answer([delta(**part) for part in parts]).completion.still_reasoning is reasoning
+
+
 def test_tool_calls_in_pieces_and_whole():
     """OpenAI's pieces by index, and whole calls without one, in the form of the other client; ids are random and left out."""
     pieces = [

@@ -45,7 +45,7 @@ class Server:
         self.asked.append(request.max_tokens)
         return SimpleNamespace(
             text="so", prompt_tokens=4, predicted_tokens=request.max_tokens, prompt_ms=1.0, predicted_ms=2.0, wall_ms=3.0,
-            drafted=None, accepted=None, finish_reason="length",
+            drafted=None, accepted=None, finish_reason="length", still_reasoning=False,
         )  # type: ignore[return-value]  # fmt: skip
 
 
@@ -67,6 +67,29 @@ def asked(asking: Asking, server: Server) -> Measurement:
     return measure(
         asking, server, prompt, cell_key="c", phase=Phase.SEARCH, round_=0, compared=OFF, position=0  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+class Thinker(Server):
+    """A server whose model has not ended its thinking."""
+
+    def __init__(self, finish_reason: str) -> None:
+        super().__init__()
+        self._finish_reason = finish_reason
+
+    def complete(self, request: Request) -> Completion:
+        """An answer of reasoning alone."""
+        answer = super().complete(request)
+        answer.still_reasoning, answer.finish_reason = True, self._finish_reason  # type: ignore[misc]
+        return answer
+
+
+@pytest.mark.parametrize(("finish_reason", "within"), [("length", True), ("", True), ("stop", False)])
+def test_an_answer_that_is_cut_within_the_reasoning_is_marked(finish_reason, within):
+    """Beside the machine's state, which reads as before."""
+    measured = asked(Asking("p", 64, 0.0, Watch()), Thinker(finish_reason))  # type: ignore[arg-type]
+    assert measured.within_reasoning is within
+    assert MachineState.from_json(measured.machine) == Watch().finish()
+    assert not asked(Asking("p", 64, 0.0, Watch()), Server()).within_reasoning  # type: ignore[arg-type]
 
 
 def test_a_server_at_rest_is_asked_for_one_token_first():
