@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from autospec.backends.process import Ended
-from autospec.errors import NoAnswerError, RequestError, ServerDiedError
+from autospec.errors import LateAnswerError, NoAnswerError, RequestError, ServerDiedError
 
 __all__ = ["STATUS_TIMEOUT_S", "JsonClient", "count_in", "milliseconds_in"]
 
@@ -72,7 +72,8 @@ class JsonClient:
 
         Raises:
             ServerDiedError: The process ended.
-            NoAnswerError: Timed out, no connection, or refused for now.
+            LateAnswerError: Timed out.
+            NoAnswerError: No connection, or refused for now.
             RequestError: Refused, or an answer that is not JSON.
         """
         begun_ns = time.perf_counter_ns()
@@ -123,13 +124,12 @@ class JsonClient:
         try:
             yield
         except httpx.TimeoutException as error:
-            raise NoAnswerError(
-                f"{self._name} {late}.", "Ask for fewer tokens, or allow more time."
-            ) from error
+            kind = LateAnswerError if isinstance(error, httpx.ReadTimeout) else NoAnswerError
+            raise kind(f"{self._name} {late}.", "Ask for fewer tokens, or allow more time.") from error
         except httpx.HTTPError as error:
             # An attached server that is down has no process that could be seen to end.
-            kind = NoAnswerError if isinstance(error, httpx.TransportError) else RequestError
-            raise self._broken(f"The connection to {self._name} broke: {error}.", kind) from error
+            fault = NoAnswerError if isinstance(error, httpx.TransportError) else RequestError
+            raise self._broken(f"The connection to {self._name} broke: {error}.", fault) from error
 
     def _broken(self, sentence: str, kind: type[RequestError] = RequestError) -> RequestError:
         """The error for an answer that ended too early: the server's death, or else this sentence."""

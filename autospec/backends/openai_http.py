@@ -151,6 +151,7 @@ def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Compl
     try:
         choice = answer["choices"][0]
         reasoning, rest = _texts(choice["message"])
+        text = reasoning + rest
         finish_reason = str(choice.get("finish_reason") or "")
         counts = counts_in_timings(answer["timings"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -158,7 +159,7 @@ def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Compl
     if counts is None or counts.prompt_ms is None or counts.predicted_ms is None:
         raise _unreadable("its timings lack a count or a time")
     return Completion(
-        text=reasoning + rest,
+        text=text,
         prompt_tokens=counts.prompt_tokens,
         predicted_tokens=counts.predicted_tokens,
         prompt_ms=counts.prompt_ms,
@@ -196,7 +197,7 @@ def _texts(message: Mapping[str, Any]) -> tuple[str, str]:
         json.dumps([[c.get("name"), c.get("arguments")] for c in calls], ensure_ascii=False) if calls else ""
     )
     reasoning, content = (message.get(name) or "" for name in ("reasoning_content", "content"))
-    return "".join([reasoning]), "".join([content, told])  # anything but texts raises here
+    return reasoning, content + told
 
 
 class ChatClient(JsonClient):

@@ -24,6 +24,7 @@ from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
 from autospec.errors import (
     BackendError,
+    LateAnswerError,
     LaunchError,
     ModelFileError,
     NoAnswerError,
@@ -139,6 +140,8 @@ class Profiler:
         self._depth = DepthTiming(
             self._cells, context, self._stored_depth, self._keep_in_all, self._search_left_s
         )
+        # Whether the last answer was recorded in time: one that is late then is the prompt's fault.
+        self._in_time = False
         # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
         self._fastest: dict[str, tuple[float, str]] = {}
 
@@ -270,14 +273,21 @@ class Profiler:
         request = self._asking.request(prompt)
         try:
             recording = self._undisturbed(partial(record, _asked(main), prompt.id, request))
-        except (ServerDiedError, NoAnswerError):
+        except ServerDiedError:
             raise
         except RequestError as error:
+            if isinstance(error, NoAnswerError):
+                in_time, self._in_time = self._in_time, False
+                if not (in_time and isinstance(error, LateAnswerError)):
+                    raise
             failed[cell.cell.key] += 1
             if not may_fail and failed.total() > MOST_FAILING:
                 raise
             self._context.progress.tell(f"{prompt.id} is not predicted: {error.message}")
             return None
+        self._in_time = True
+        if len(recording.answer_ids) > 1:
+            self._asking.learn(recording.prompt_ms / len(recording.prompt_ids), recording.token_ms)
         self._keep(cell, RECORDING, prompt.id, recording.to_json())
         return recording
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Request
 from autospec.backends.streamed import AnswerReader, StreamedClient, data_of, streamed_body
-from autospec.errors import NoAnswerError, RequestError, ServerDiedError
+from autospec.errors import LateAnswerError, NoAnswerError, RequestError, ServerDiedError
 
 QUESTION = Request(messages=({"role": "user", "content": "hello"},), max_tokens=8, timeout_s=30.0)
 USAGE = {"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 5}}
@@ -348,7 +348,7 @@ def test_a_server_that_hangs(server, client, start):
     """Before its first byte or after: the time of the whole request is kept."""
     server.script.append((200, SSE, [*start, None]))
     begun = time.monotonic()
-    with pytest.raises(NoAnswerError, match=r"mlx did not answer within 0.3 s"):
+    with pytest.raises(LateAnswerError, match=r"mlx did not answer within 0.3 s"):
         client.complete(dataclasses.replace(QUESTION, timeout_s=0.3))
     assert time.monotonic() - begun < 10
 

@@ -62,8 +62,9 @@ class Clock:
 def asked(asking: Asking, server: Server) -> Measurement:
     """One measurement."""
     prompt = SimpleNamespace(
-        id="p", messages=({"role": "user", "content": LONG},), max_tokens=64, tools=(), prompt_type=None
-    )
+        id="p", messages=({"role": "user", "content": LONG},), max_tokens=64, tools=(), prompt_type=None,
+        size_bytes=len(LONG),
+    )  # fmt: skip
     return measure(
         asking, server, prompt, cell_key="c", phase=Phase.SEARCH, round_=0, compared=OFF, position=0  # type: ignore[arg-type]
     )  # fmt: skip
@@ -246,3 +247,17 @@ def test_a_stored_cut_half_is_lost_with_its_text():
     assert later.is_lost(PROMPT, cut)
     assert not later.is_lost(PROMPT, half(asking, Slow(words())))
     assert not later.is_lost(PROMPT, half(asking, Slow(words()[:20])))
+
+
+def test_a_slow_model_gets_the_time_for_its_answers():
+    """The limit grows with the slowest tokens so far; a usual model has ten minutes."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    assert asking.request(PROMPT).timeout_s == 600.0
+    asking.learn(1000.0, 20.0)
+    assert asking.request(PROMPT).timeout_s == 600.0
+    answer = Completion("so", 4, 5, 500.0, 4 * 9000.0, 36_500.0, 0, 0, "length")
+    asking.note("p", answer, off=True)
+    # Sixteen bytes are eight tokens at most.
+    assert asking.request(PROMPT).timeout_s == pytest.approx(4.0 * (8 * 1.0 + 64 * 9.0))
+    asking.learn(0.0, 10.0)
+    assert asking.request(PROMPT).timeout_s > 2000.0, "the slowest counts"
