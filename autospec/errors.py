@@ -21,7 +21,8 @@
         ├── LaunchError               the server did not become ready; has the log's last lines
         ├── SpeculationInactiveError  the server runs with another drafting than it was given
         └── RequestError              a request failed: refused, timed out, cut off
-            ├── NoAnswerError         in time, or the connection broke
+            ├── NoAnswerError         for now, or the connection broke
+            │   └── LateAnswerError   not in time
             └── ServerDiedError       because the server's process ended
 
 Every error has one plain sentence, and a hint that says what to do next.
@@ -42,6 +43,7 @@ __all__ = [
     "BackendError",
     "BackendMissingError",
     "BusyError",
+    "LateAnswerError",
     "LaunchError",
     "ModelChoiceError",
     "ModelFileError",
@@ -188,6 +190,10 @@ class RequestError(BackendError):
 
 class NoAnswerError(RequestError):
     """A server did not answer a request in time, or its connection broke: no fault of the prompt, and the next may end likewise."""
+
+
+class LateAnswerError(NoAnswerError):
+    """A server that took the request did not answer it in time: the prompt's fault if the server has just answered others."""
 
 
 class ServerDiedError(RequestError):

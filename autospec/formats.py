@@ -12,6 +12,7 @@ from autospec.recommendations import (
     CONDITIONS,
     LIKELY,
     LIMITS,
+    WITHIN_REASONING,
     LimitCheck,
     Limits,
     LimitVerdict,
@@ -38,6 +39,7 @@ __all__ = [
     "log_percent",
     "percent",
     "plain_speed",
+    "reasoning_words",
     "ruled_out_because",
 ]
 
@@ -131,6 +133,8 @@ def conditions_words(r: Recommendation) -> str:
     )
     if r.aim is Aim.ENERGY:
         words += ", judged by energy, not by speed"
+    if reasoning := _reasoning_share(r):
+        words += f", {reasoning:.0%} of the answers cut within the model's thinking"
     answer = told.get("answer_tokens")
     if answer is None:
         return words
@@ -140,6 +144,38 @@ def conditions_words(r: Recommendation) -> str:
         of_prompt = of_prompt or " with as much of the prompt cached as in live traffic"
         of_prompt = f"{of_prompt} without drafting and none with it"
     return f"{words}; composed for {answer}-token answers{of_prompt}"
+
+
+def _reasoning_share(r: Recommendation) -> float:
+    """The share of measured answers that were cut while the model was thinking; 0 if none is known to be."""
+    conditions = r.evidence.get(CONDITIONS)
+    share = conditions.get(WITHIN_REASONING) if isinstance(conditions, dict) else None
+    return float(share) if isinstance(share, int | float) else 0.0
+
+
+# By backend: what keeps a model from thinking, in the words of `autospec tune`.
+_NO_THINKING = {
+    "llama-server": "`-- --reasoning-budget 0`",
+    "embedded": "`-- --reasoning-budget 0`",
+    "mlx": """`-- --chat-template-args '{"enable_thinking": false}'`""",
+}
+
+
+def reasoning_words(found: Iterable[Recommendation]) -> str:
+    """What to do where measured answers were cut within the model's thinking; empty if none were."""
+    cut = [r for r in found if _reasoning_share(r)]
+    if not cut:
+        return ""
+    kinds = listed(
+        list(dict.fromkeys("any prompt" if r.prompt_type is None else str(r.prompt_type) for r in cut))
+    )
+    arguments = _NO_THINKING.get(cut[0].backend)
+    without = f"tune with {arguments}" if arguments else "start the server so before the tune"
+    return (
+        f"The answers for {kinds} were cut within the model's thinking, so the verdict is of that text. "
+        f"To measure what follows it: `--max-tokens 1024`, as far as the suite's prompts allow (`--suite FILE` takes your own); "
+        f"or, if you serve without thinking, {without}."
+    )
 
 
 def limits_words(

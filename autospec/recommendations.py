@@ -25,6 +25,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "THRESHOLD",
     "USER_SETTINGS",
+    "WITHIN_REASONING",
     "LimitCheck",
     "LimitVerdict",
     "Limits",
@@ -49,6 +50,8 @@ LIKELY = "likely"
 LIMITS = "limits"
 FAILING = "failing"
 CONDITIONS = "conditions"
+# Of the conditions: the share of answers that were cut while the model was reasoning; only where there are such.
+WITHIN_REASONING = "within_reasoning"
 ENERGY = "energy"
 # The mix of prompt types that an overall answer is for (`autospec.tuning.overall`); other recommendations lack it.
 OVERALL_MIX = "mix"

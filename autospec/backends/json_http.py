@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from autospec.backends.process import Ended
-from autospec.errors import NoAnswerError, RequestError, ServerDiedError
+from autospec.errors import LateAnswerError, NoAnswerError, RequestError, ServerDiedError
 
 __all__ = ["STATUS_TIMEOUT_S", "JsonClient", "count_in", "milliseconds_in"]
 
@@ -26,6 +26,8 @@ STATUS_TIMEOUT_S = 30.0
 _DEATH_SETTLE_S = 3.0
 _LAST_LINES = 3
 _SHOWN_CHARACTERS = 200
+# Too many requests, a bad gateway, unavailable, a late gateway: refused for now, whatever the request says.
+_NOT_NOW = frozenset({429, 502, 503, 504})
 # PostgreSQL's INTEGER holds no more. No request has so many tokens, and none takes so many milliseconds (24 days).
 _MOST = 2**31 - 1
 
@@ -70,7 +72,8 @@ class JsonClient:
 
         Raises:
             ServerDiedError: The process ended.
-            NoAnswerError: Timed out, or no connection.
+            LateAnswerError: Timed out.
+            NoAnswerError: No connection, or refused for now.
             RequestError: Refused, or an answer that is not JSON.
         """
         begun_ns = time.perf_counter_ns()
@@ -121,13 +124,12 @@ class JsonClient:
         try:
             yield
         except httpx.TimeoutException as error:
-            raise NoAnswerError(
-                f"{self._name} {late}.", "Ask for fewer tokens, or allow more time."
-            ) from error
+            kind = LateAnswerError if isinstance(error, httpx.ReadTimeout) else NoAnswerError
+            raise kind(f"{self._name} {late}.", "Ask for fewer tokens, or allow more time.") from error
         except httpx.HTTPError as error:
             # An attached server that is down has no process that could be seen to end.
-            kind = NoAnswerError if isinstance(error, httpx.TransportError) else RequestError
-            raise self._broken(f"The connection to {self._name} broke: {error}.", kind) from error
+            fault = NoAnswerError if isinstance(error, httpx.TransportError) else RequestError
+            raise self._broken(f"The connection to {self._name} broke: {error}.", fault) from error
 
     def _broken(self, sentence: str, kind: type[RequestError] = RequestError) -> RequestError:
         """The error for an answer that ended too early: the server's death, or else this sentence."""
@@ -146,9 +148,10 @@ class JsonClient:
             answer = None
         if status != httpx.codes.OK:
             said = _refusal(answer) or content.decode(errors="replace")
-            raise RequestError(
-                f"{self._name} refused the request with status {status}: {said[:_SHOWN_CHARACTERS]}."
-            )
+            told = f"{self._name} refused the request with status {status}: {said[:_SHOWN_CHARACTERS]}."
+            if status in _NOT_NOW:
+                raise NoAnswerError(told, "Try again when the server is ready and has nothing else to do.")
+            raise RequestError(told)
         if answer is None:
             start = content.decode(errors="replace")[:_SHOWN_CHARACTERS]
             raise RequestError(f"{self._name} answered with something that is not JSON: {start!r}.")

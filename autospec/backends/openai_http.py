@@ -27,6 +27,7 @@ __all__ = [
     "counts_in_timings",
     "counts_in_usage",
     "drafts_in",
+    "is_reasoning",
     "read_completion",
     "request_body",
 ]
@@ -149,7 +150,8 @@ def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Compl
     """
     try:
         choice = answer["choices"][0]
-        text = _text(choice["message"])
+        reasoning, rest = _texts(choice["message"])
+        text = reasoning + rest
         finish_reason = str(choice.get("finish_reason") or "")
         counts = counts_in_timings(answer["timings"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -166,6 +168,19 @@ def read_completion(answer: Any, wall_ms: float, *, tells_drafts: bool) -> Compl
         drafted=(counts.drafted or 0) if tells_drafts else None,
         accepted=(counts.accepted or 0) if tells_drafts else None,
         finish_reason=finish_reason,
+        still_reasoning=is_reasoning(reasoning, rest),
+    )
+
+
+# How models mark their reasoning, where the server leaves it in the answer: begin and end.
+_MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel|>analysis", "<|channel|>final"))
+
+
+def is_reasoning(reasoning: str, rest: str) -> bool:
+    """Whether an answer has not come beyond its reasoning; `rest` is what the server does not call so."""
+    begun = rest.lstrip()
+    return bool(reasoning and not begun) or any(
+        begun.startswith(begin) and end not in begun for begin, end in _MARKS
     )
 
 
@@ -175,15 +190,14 @@ def _unreadable(what: str) -> RequestError:
     )
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    """All generated text. Tool calls are without their ids, which are random."""
+def _texts(message: Mapping[str, Any]) -> tuple[str, str]:
+    """All generated text: the reasoning, and the rest. Tool calls are without their ids, which are random."""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
-    parts = [
-        message.get("reasoning_content") or "",
-        message.get("content") or "",
-        json.dumps([[c.get("name"), c.get("arguments")] for c in calls], ensure_ascii=False) if calls else "",
-    ]
-    return "".join(parts)
+    told = (
+        json.dumps([[c.get("name"), c.get("arguments")] for c in calls], ensure_ascii=False) if calls else ""
+    )
+    reasoning, content = (message.get(name) or "" for name in ("reasoning_content", "content"))
+    return reasoning, content + told
 
 
 class ChatClient(JsonClient):

@@ -136,6 +136,7 @@ class Completion:
         drafted: Tokens proposed by drafting, 0 for none; ``None`` if the backend does not tell.
         accepted: Of those, tokens that the main model accepted.
         finish_reason: ``stop``, ``length`` or ``tool_calls``.
+        still_reasoning: True if the model was reasoning to the end, so that the text is nothing else, as far as the server tells.
     """
 
     text: str
@@ -147,6 +148,7 @@ class Completion:
     drafted: int | None
     accepted: int | None
     finish_reason: str = ""
+    still_reasoning: bool = False
 
     @property
     def request_tps(self) -> float:

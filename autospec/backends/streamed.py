@@ -20,10 +20,10 @@ from typing import Any
 import httpx
 
 from autospec.backends.json_http import JsonClient, count_in
-from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in
+from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in, is_reasoning
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
-from autospec.errors import RequestError
+from autospec.errors import NoAnswerError, RequestError
 
 __all__ = ["DONE", "AnswerReader", "Streamed", "StreamedClient", "data_of", "streamed_body"]
 
@@ -156,8 +156,9 @@ class AnswerReader:
         )
         prompt_ms, predicted_ms = (timings.prompt_ms, timings.predicted_ms) if timings else (None, None)
         drafted, accepted = self._drafts()
+        reasoning, rest = "".join(self._reasoning), "".join([*self._content, self._tool_text()])
         completion = Completion(
-            text="".join([*self._reasoning, *self._content, self._tool_text()]),
+            text=reasoning + rest,
             prompt_tokens=told.prompt_tokens if told else 0,
             predicted_tokens=self._chunks if predicted is None else predicted,
             prompt_ms=first_ms if prompt_ms is None else prompt_ms,
@@ -166,6 +167,7 @@ class AnswerReader:
             drafted=drafted,
             accepted=accepted,
             finish_reason=self.finish_reason,
+            still_reasoning=is_reasoning(reasoning, rest),
         )
         return Streamed(completion, counted=predicted is None, server_times=timings is not None)
 
@@ -267,12 +269,12 @@ class StreamedClient(JsonClient):
                 if data == DONE and reader.finish_reason:
                     return reader.answer(_now_ms() - begun_ms)
                 if data == DONE:
-                    break
+                    raise self._broken(f"{self._name} ended its answer too early.")
                 reader.read(json.loads(data), _now_ms() - begun_ms)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RequestError(
                 f"The answer of {self._name} cannot be read: {error!r}.",
                 "The server may not be OpenAI-compatible.",
             ) from error
-        # A server that dies closes its socket. For a stream without a length that looks like its end.
-        raise self._broken(f"{self._name} ended its answer too early.")
+        # A server that dies closes its socket. For a stream without a length that looks like its end, also if nobody sees it die.
+        raise self._broken(f"{self._name} ended its answer too early.", NoAnswerError)

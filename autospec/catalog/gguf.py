@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from gguf.constants import MODEL_ARCH_NAMES, Keys, LlamaFileType
+from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES, Keys, LlamaFileType
 
 from autospec.catalog.folders import model_name, part_paths
 from autospec.catalog.gguf_header import Header, TensorInfo, read_header
@@ -102,7 +102,17 @@ _ROLES: Final[dict[str, Role]] = {"adapter": "adapter", "imatrix": "other", "mmp
 _FULL_ATTENTION_EVERY: Final = {
     "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "olmo2": 4, "gemma3n": 5, "gemma3": 6,
 }  # fmt: skip
-_RECURRENT_KEYS: Final = ("ssm.", "wkv.", "kda.", "shortconv.", "attention.recurrent_layers")
+# Tensors of a layer with a state: Mamba, gated delta nets and KDA; LFM2's convolutions; RWKV.
+_STATE_TENSOR: Final = re.compile(r"\.(?:ssm_|shortconv\.|time_mix_)")
+# llama.cpp decides by the architecture what its cache can do (`llm_arch_is_recurrent` and `llm_arch_is_hybrid`).
+_STATE_ARCHITECTURES: Final = frozenset(
+    MODEL_ARCH_NAMES[architecture]
+    for architecture, tensors in MODEL_TENSORS.items()
+    if any(_STATE_TENSOR.search(TENSOR_NAMES[t]) for t in tensors)
+)
+_STATE_KEYS: Final = ("ssm.", "wkv.", "kda.", "shortconv.", "attention.recurrent_layers")
+# Keys and values of attention, alone, fused, or compressed to one latent vector.
+_KV_TENSOR: Final = re.compile(r"blk\.(\d{1,9})\.attn_(?:k|qkv|kv_a_mqa)\.")
 # Two fine-tunes of one model can have equal headers; these few bytes distinguish them.
 _SAMPLED_TENSORS = 16
 _SAMPLE_BYTES = 256
@@ -209,12 +219,24 @@ def _model(paths: tuple[Path, ...], headers: list[Header], keys: _Keys) -> Model
         vocab=vocabulary_of(headers[0]),
         mtp_layers=mtp_layers,
         head=head,
-        has_recurrent_state=any(keys.has(prefix) for prefix in _RECURRENT_KEYS),
+        has_recurrent_state=_has_state(keys, tensors, trunk),
         role=_role(keys, tensors, headers[0], head),
         basename=keys.text("general.basename"),
         fingerprint=_fingerprint(paths, headers),
         temperature=_temperature(headers[0]),
     )
+
+
+def _has_state(keys: _Keys, tensors: Sequence[TensorInfo], layers: int) -> bool:
+    """Whether some layers have a state instead of a KV cache, or beside it."""
+    if keys.architecture in _STATE_ARCHITECTURES or any(_STATE_TENSOR.search(t.name) for t in tensors):
+        return True
+    # Of an architecture that is unknown here, a key tells it, if some layer has no attention: llama.cpp's converter also
+    # writes the keys of Mamba for those Granite 4 of which every layer has attention.
+    if not any(keys.has(prefix) for prefix in _STATE_KEYS):
+        return False
+    attention = {int(m[1]) for t in tensors if (m := _KV_TENSOR.match(t.name))}
+    return any(layer not in attention for layer in range(layers))
 
 
 def _temperature(header: Header) -> float | None:

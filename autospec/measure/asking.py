@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from autospec.backends.protocol import Completion, Request, Server, Slotted
 from autospec.drafting import Drafting
@@ -13,8 +14,16 @@ from autospec.errors import RequestError
 from autospec.hardware.gpu import on_metal
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
-from autospec.measure.measurements import CUT, Measurement, Pair, Phase, enough_tokens, token_ms_of
+from autospec.measure.measurements import (
+    CUT,
+    Measurement,
+    Pair,
+    Phase,
+    enough_tokens,
+    token_ms_of,
+)
 from autospec.prompts.suite import Prompt
+from autospec.recommendations import WITHIN_REASONING
 
 __all__ = ["Asking", "OffLength", "busy", "disturbance", "measure"]
 
@@ -23,6 +32,12 @@ __all__ = ["Asking", "OffLength", "busy", "disturbance", "measure"]
 # The next request pays for its return: on an M4 Pro, 63 ms became 320 ms for a model of 7 billion parameters in F16 (llama.cpp #10119).
 _RESTED_S = 0.5
 _WAKE_UP = Request(messages=({"role": "user", "content": "Hello"},), max_tokens=1)
+
+
+# A request may take so many times as long as the slowest tokens so far suggest.
+_PATIENCE = 4.0
+# Tokens of text have 3 to 5 bytes; of some languages fewer.
+_LEAST_TOKEN_BYTES = 2.0
 
 
 class Asking:
@@ -55,6 +70,8 @@ class Asking:
         self.temperature = temperature
         self.watch = watch
         self.cached = cached
+        # The slowest that was seen: milliseconds for a token of a prompt, and of an answer.
+        self._slowest_ms = (0.0, 0.0)
         # Prompt id, and whether drafting was off → the newest answer.
         self._answers: dict[tuple[str, bool], Completion] = {}
         self._rested_s = (_RESTED_S if on_metal() else math.inf) if rested_s is None else rested_s
@@ -80,6 +97,16 @@ class Asking:
     def note(self, prompt_id: str, answer: Completion, *, off: bool) -> None:
         """Keep the newest answer of one side."""
         self._answers[prompt_id, off] = answer
+        more = answer.predicted_tokens - 1
+        self.learn(
+            answer.prompt_ms / answer.prompt_tokens if answer.prompt_tokens > 0 else 0.0,
+            answer.predicted_ms / more if more > 0 else 0.0,
+        )
+
+    def learn(self, prompt_token_ms: float, token_ms: float) -> None:
+        """Learn how slow a token of a prompt, and of an answer, may be: the requests get the time for it."""
+        prompt_ms, answer_ms = self._slowest_ms
+        self._slowest_ms = max(prompt_ms, prompt_token_ms), max(answer_ms, token_ms)
 
     def answer(self, prompt_id: str, *, off: bool) -> Completion | None:
         """The newest answer of one side."""
@@ -95,13 +122,16 @@ class Asking:
     def request(self, prompt: Prompt, most_tokens: int | None = None) -> Request:
         """Build the request for one prompt of the suite, with an answer of at most `most_tokens`."""
         longest = min(prompt.max_tokens, self.max_tokens)
-        return Request(
+        request = Request(
             messages=prompt.messages,
             max_tokens=longest if most_tokens is None else min(longest, most_tokens),
             temperature=self.temperature,
             tools=prompt.tools,
             cached=self.cached,
         )
+        prompt_ms, token_ms = self._slowest_ms
+        expected_ms = prompt.size_bytes / _LEAST_TOKEN_BYTES * prompt_ms + request.max_tokens * token_ms
+        return replace(request, timeout_s=max(request.timeout_s, _PATIENCE * expected_ms / 1000.0))
 
 
 class OffLength:
@@ -195,6 +225,7 @@ def measure(
         first = asking.answer(prompt.id, off=not off) if position else None
         if first is not None and _agree(first, answers[0]):
             texts = [first.text]
+    within = any(a.still_reasoning and a.finish_reason in CUT for a in answers)
     return Measurement(
         cell_key=cell_key,
         protocol=asking.protocol,
@@ -215,7 +246,7 @@ def measure(
         accepted=_sum([a.accepted for a in answers]),
         text_digest=hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         finish_reason="" if more else answers[0].finish_reason,
-        machine=state.to_json(),
+        machine=state.to_json() | ({WITHIN_REASONING: True} if within else {}),
     )
 
 

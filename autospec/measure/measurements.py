@@ -25,6 +25,7 @@ import numpy as np
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting
+from autospec.recommendations import WITHIN_REASONING
 
 __all__ = [
     "AS_MEASURED",
@@ -57,7 +58,7 @@ class Sample:
     `at` is the end of the answer in seconds since the epoch. Times are by the server's clock, or by ours if the server does not
     report them. `prompt_tokens` are without the `cached_tokens`. `concurrent` is the most requests that the model answered at once
     meanwhile, this one included; `temperature` includes the server's default. What is unknown is ``None``, as in rows of older
-    versions.
+    versions; `cached_tokens` also where a request without drafting was answered by a server that has no cache because of its draft.
     """
 
     at: float
@@ -170,17 +171,26 @@ class DepthCosts:
         return DepthRise(factor * rise.pass_ms, factor * rise.token_ms)
 
     def followed(self, identities: Mapping[str, str]) -> DepthCosts:
-        """Return the same, with the rises of moved drafts under their paths of today, which `identities` has as keys."""
+        """Return the same for the drafts of today: their paths, which `identities` has as keys, and their identities.
+
+        A moved draft's rise is under its new path too. What is known of a file that another one has replaced is left out.
+        """
         known = {
             identity: self.rises[path] for path, identity in self.identities.items() if path in self.rises
         }
-        moved = {
-            path: known[identity]
-            for path, identity in identities.items()
-            if identity in known and path not in self.rises
+        replaced = {
+            path for path, identity in self.identities.items() if identities.get(path, identity) != identity
         }
-        ids = {path: identities[path] for path in moved}
-        return replace(self, rises={**self.rises, **moved}, identities={**self.identities, **ids})
+        rises = {path: rise for path, rise in self.rises.items() if path not in replaced}
+        ids = {path: identity for path, identity in self.identities.items() if path not in replaced}
+        moved = {
+            path: identity for path, identity in identities.items() if identity in known and path not in rises
+        }
+        return replace(
+            self,
+            rises={**rises, **{path: known[identity] for path, identity in moved.items()}},
+            identities={**ids, **moved},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
@@ -397,6 +407,10 @@ class Shapes:
             ended=off.finish_reason not in CUT,
         )
 
+    def followed(self, identities: Mapping[str, str]) -> Shapes:
+        """Return the same for the drafts of today, see `DepthCosts.followed`."""
+        return self if self.depth is None else replace(self, depth=self.depth.followed(identities))
+
     def to_json(self) -> dict[str, Any]:
         """The form in the evidence."""
         told = {
@@ -440,7 +454,8 @@ def of_traffic(samples: Sequence[Sample], uncached_beside: float | None = None) 
     Args:
         samples: The requests.
         uncached_beside: ``None`` if both sides have a prompt cache. Else only servers without drafting have one, and this is the
-            cached part of their prompts as long as too few requests without drafting tell it.
+            stated part of their prompts that is cached. Requests to such servers can tell of more, not of less: rows of earlier
+            versions do not say whether a draft was loaded, and so kept the cache away.
     """
     told = [s for s in samples if s.predicted_tokens > 1]
     if len(told) < LEAST_REQUESTS:
@@ -454,11 +469,21 @@ def of_traffic(samples: Sequence[Sample], uncached_beside: float | None = None) 
     )
     if uncached_beside is None:
         return shape
-    prompt = statistics.median(s.prompt_tokens + (s.cached_tokens or 0) for s in told)
-    alone = [s.prompt_tokens for s in told if s.drafting.is_off and s.cached_tokens is not None]
-    computed = statistics.median(alone) if len(alone) >= LEAST_REQUESTS else prompt * (1.0 - uncached_beside)
+    prompt = max(1.0, float(statistics.median(s.prompt_tokens + (s.cached_tokens or 0) for s in told)))
+    # A share of each request's own prompt: those that are drafted may be of another length.
+    shares = [
+        s.prompt_tokens / max(1, s.prompt_tokens + s.cached_tokens)
+        for s in told
+        if s.drafting.is_off and s.cached_tokens is not None
+    ]
+    computed = 1.0 - uncached_beside
+    if len(shares) >= LEAST_REQUESTS:
+        computed = min(computed, statistics.median(shares))
     return replace(
-        shape, prompt_tokens=max(1.0, computed), drafted_prompt_tokens=float(max(1.0, prompt, computed))
+        shape,
+        prompt_tokens=max(1.0, prompt * computed),
+        context_tokens=prompt,
+        drafted_prompt_tokens=prompt,
     )
 
 
@@ -490,7 +515,8 @@ class Measurement:
         drafted: Proposed tokens, and `accepted` among them; ``None`` if the backend does not report them.
         text_digest: SHA-256 of the text. If one half of a pair was cut shorter and agrees as far as it goes, both have the digest of
             the half that was measured first.
-        machine: The machine's state during the request (`hardware.state.MachineState` as JSON).
+        machine: The machine's state during the request (`hardware.state.MachineState` as JSON), and `WITHIN_REASONING`: here, because
+            other versions ignore what they do not know, and could not use a table with another column.
     """
 
     cell_key: str
@@ -513,6 +539,11 @@ class Measurement:
     text_digest: str
     finish_reason: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def within_reasoning(self) -> bool:
+        """True if the answer was cut while the model was still reasoning, as far as that is known."""
+        return self.machine.get(WITHIN_REASONING) is True
 
     @property
     def request_tps(self) -> float:

@@ -371,6 +371,7 @@ class _Passage:
             limit=lease.limit,
             concurrent=lease.concurrent,
             temperature=lease.temperature,
+            keeps_cache=lease.keeps_cache,
         )
 
     async def run(self, upstream: Upstream, headers: CIMultiDict[str], content: bytes) -> web.StreamResponse:

@@ -149,6 +149,7 @@ class RequestOutcome:
     limit: Limit | None = None  # that the request is beyond
     concurrent: int = 1  # most requests that the model answered at once, this one included
     temperature: float | None = None  # None if it generates nothing
+    keeps_cache: bool = True  # False if the server has no prompt cache because a draft is loaded
 
 
 def sample_of(outcome: RequestOutcome) -> Sample | None:
@@ -178,7 +179,8 @@ def sample_of(outcome: RequestOutcome) -> Sample | None:
         drafting=outcome.drafting,
         drafted=0 if off else counts.drafted,
         accepted=0 if off else counts.accepted,
-        cached_tokens=counts.cached_tokens,
+        # Without its draft the server would have a cache: what it computes does not tell what requests without drafting cost.
+        cached_tokens=None if off and not outcome.keeps_cache else counts.cached_tokens,
         concurrent=outcome.concurrent,
         temperature=outcome.temperature,
     )

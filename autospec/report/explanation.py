@@ -26,6 +26,7 @@ from autospec.formats import (
     likely_words,
     limits_words,
     percent,
+    reasoning_words,
     ruled_out_because,
 )
 from autospec.measure.log_ratios import by_prompt, of_pairs
@@ -175,7 +176,7 @@ def _conditions(r: Recommendation, figures: dict[str, Any]) -> list[str]:
     if not (words := conditions_words(r)):
         return []
     figures[CONDITIONS] = r.evidence[CONDITIONS]
-    return [f"Measured: {words}."]
+    return [f"Measured: {words}.", *filter(None, [reasoning_words([r])])]
 
 
 def _limits(r: Recommendation, figures: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autospec.cells import Aim
-from autospec.formats import cautions_of, duration, listed, percent
+from autospec.formats import cautions_of, duration, listed, percent, reasoning_words
 from autospec.measure.verdict import Rule
 from autospec.recommendations import LIKELY, LIMITS, Recommendation, Status, Verdict
 from autospec.report.server_config import what_to_run
@@ -58,7 +58,7 @@ def tune_summary(
     return (
         f"What to run: {_what(recommendations, enabled)}. {cautions_of(enabled)}".rstrip(),
         f"How: {_how(recommendations[0], overall, drafts=bool(enabled))}",
-        f"Still open: {_open(recommendations, overall, rest, interrupted=interrupted)}",
+        f"Still open: {_open(recommendations, overall, rest, interrupted=interrupted)} {reasoning_words(recommendations)}".rstrip(),
     )
 
 

@@ -195,6 +195,7 @@ class Lease(Protocol):
         why_else: The same for other prompt types: the request's own reason; ``None`` with a drafting.
         concurrent: Most requests that the model answered at once during the lease, this one included.
         temperature: Of this request, the server's default included; ``None`` if it generates nothing.
+        keeps_cache: False if the server has no prompt cache because a draft is loaded, whether this request drafts or not.
     """
 
     base_url: str
@@ -210,6 +211,7 @@ class Lease(Protocol):
     why_else: WhyOff | None
     concurrent: int
     temperature: float | None
+    keeps_cache: bool
 
     def died(self) -> None:
         """Report a broken connection: the supervisor checks the process and replaces it if it has ended."""

@@ -355,6 +355,7 @@ class ServerLease:
         self.why_off = why_off
         self.why_else = why_else
         self.temperature = temperature
+        self.keeps_cache = launch.drafting.is_off or not engine.capabilities.drafts_uncached
         self.concurrent = 1
         self.tokens: float | None = None
         self.prompt_tokens: int | None = None

@@ -121,6 +121,11 @@ class DraftFiles:
 
     by_path: Mapping[str, DraftFile] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def identities(self) -> dict[str, str]:
+        """Path → identity."""
+        return {path: file.identity for path, file in self.by_path.items()}
+
     def identity(self, drafting: Drafting) -> str:
         """Return the identity of a drafting's draft; empty if it has none or the file is unknown."""
         found = self.by_path.get(drafting.draft or "")

@@ -23,8 +23,8 @@ from autospec.measure.launch_scatter import ASSUMED_SD
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, RequestShape
 from autospec.measure.verdict import Rule, decide
-from autospec.recommendations import ENERGY, Recommendation, Status, Verdict
-from autospec.tuning.cell import CellRun, acceptance, geometric_mean
+from autospec.recommendations import ENERGY, WITHIN_REASONING, Recommendation, Status, Verdict
+from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, acceptance, geometric_mean
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.request import TuneRequest
 
@@ -107,6 +107,8 @@ def conditions_of(request: TuneRequest, pairs: Sequence[Pair], served_temperatur
     """Under which conditions the pairs of a proof were measured, as evidence, and the temperature that users sample with."""
     longest = max(p.off.prompt_tokens + p.off.predicted_tokens for p in pairs)
     shapes = [p.shape for p in pairs if p.shape is not None]
+    # Of the drafted halves: those without drafting may be cut shorter.
+    reasoning = statistics.fmean(p.drafted.within_reasoning for p in pairs)
     return {
         "temperature": request.temperature,
         "served_temperature": served_temperature,
@@ -120,6 +122,8 @@ def conditions_of(request: TuneRequest, pairs: Sequence[Pair], served_temperatur
         "cached_share": round(shapes[0].cached_share, 3) if shapes else 0.0,
         # Only where the server keeps no prompt cache while it drafts.
         **({"drafted_cached_share": 0.0} if shapes and shapes[0].drafted_prompt_tokens else {}),
+        # The share of answers that were cut while the model was still reasoning; only where there are such.
+        **({WITHIN_REASONING: round(reasoning, 3)} if reasoning else {}),
     }
 
 
@@ -128,6 +132,8 @@ def nothing_to_try(cell: CellRun, why: str, verdict: Verdict = Verdict.UNDECIDED
 
     `verdict` is `DISABLE` if no drafting can ever be used with this model and build.
     """
+    if cell.nothing_to_draft:
+        why, verdict = NOTHING_TO_DRAFT, Verdict.DISABLE
     return Recommendation(
         model=cell.cell.model.name,
         model_path=cell.cell.model.path,

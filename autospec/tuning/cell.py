@@ -36,6 +36,7 @@ from autospec.tuning.space import Space
 from autospec.tuning.study import WINNER, CellStudy, fails_with_any_setting, open_storage
 
 __all__ = [
+    "NOTHING_TO_DRAFT",
     "CellProgress",
     "CellRun",
     "Progress",
@@ -47,6 +48,9 @@ __all__ = [
     "geometric_mean",
     "mean_log_ratio",
 ]
+
+# Why a cell's drafting is off whose model ends every answer at once.
+NOTHING_TO_DRAFT = "Every answer is one token long: there is nothing to draft."
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,7 @@ class CellRun:
     other: Proved | None = None  # the drafting that was proved before the winner
     trial_values: dict[Drafting, float] = field(default_factory=dict)  # speed ratios to off
     off_recorded: bool = False  # True once the study has its trial of off
+    nothing_to_draft: bool = False  # True if every recorded answer ended with its first token
     shapes: Shapes = AS_MEASURED  # the requests that the measured answers stand for
     news: frozenset[str] = frozenset()  # paths of drafts that no search of this cell could try yet
     untried: frozenset[str] = frozenset()  # labels of the arms that the search had no time to try
@@ -211,14 +216,15 @@ class CellRun:
         What context costs a draft is known under its path of today.
         """
         requests = history.requests
-        if requests is not None and requests.depth is not None:
-            paths = {path: file.identity for path, file in space.drafts.by_path.items()}
-            requests = replace(requests, depth=requests.depth.followed(paths))
+        if requests is not None:
+            requests = requests.followed(space.drafts.identities)
         self.history = history = replace(history, requests=requests)
         winner, runner_up = history.winner, history.runner_up
         if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
             return
         self.winner, self.searched, self.shares_rate = winner, True, history.shares_rate
+        served = history.served
+        self.nothing_to_draft = winner.is_off and served is not None and served.reason == NOTHING_TO_DRAFT
         if space.arm_of(runner_up) not in (None, space.arm_of(winner)):
             self.runner_up = runner_up
         self.trial_values = dict(history.tried)

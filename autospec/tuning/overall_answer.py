@@ -31,7 +31,7 @@ from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
 from autospec.tuning.resume import EPOCH, REQUESTS, cached_as_now
 from autospec.tuning.tasks import StoredPairs
 
-__all__ = ["for_mix", "known_types", "rule_of", "to_recommendation", "wanted_pairs"]
+__all__ = ["for_mix", "known_types", "requests_of", "rule_of", "to_recommendation", "wanted_pairs"]
 
 # Key of an overall answer's evidence: the drafting whose pairs the next tune of its prompt types asks, or null.
 _NEXT = "next"
@@ -48,7 +48,7 @@ def known_types(
         prompts: Type → number of prompts that a whole proof asks, where it is known.
     """
     found = list(found)
-    noted = [Shapes.from_json(told) for s in found if (told := s.recommendation.evidence.get(REQUESTS))]
+    noted = [told for s in found if (told := requests_of(s.recommendation.evidence, store)) is not None]
     # They are of one build: what one of them says of its prompt cache holds for those that an earlier version proved.
     usual = Shapes(drafts_uncached=True) if any(shapes.drafts_uncached for shapes in noted) else None
     return {
@@ -64,14 +64,19 @@ def known_types(
     }
 
 
+def requests_of(evidence: Mapping[str, Any], store: Store) -> Shapes | None:
+    """The requests that a verdict is for, for the drafts of today; ``None`` if it does not say."""
+    told = evidence.get(REQUESTS)
+    return Shapes.from_json(told).followed(store.drafts.identities) if told else None
+
+
 def _pairs(
     store: Store, cell_key: str, evidence: Mapping[str, Any], usual: Shapes | None
 ) -> dict[Drafting, list[Pair]]:
-    protocol, requests = evidence.get("protocol"), evidence.get(REQUESTS)
-    if not protocol or requests is None:
+    protocol, shapes = evidence.get("protocol"), requests_of(evidence, store)
+    if not protocol or shapes is None:
         return {}
     since_s = float(evidence.get(EPOCH) or 0.0)
-    shapes = Shapes.from_json(requests)
     if usual is not None:
         shapes = cached_as_now(shapes, usual)
     stored = StoredPairs(store, protocol, {cell_key: since_s}, {cell_key: shapes})

@@ -13,7 +13,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, UnsupportedError
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
-from autospec.measure.measurements import TRAFFIC_S, Phase, Shapes
+from autospec.measure.measurements import TRAFFIC_S, Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.recommendations import (
     Verdict,
@@ -23,10 +23,10 @@ from autospec.tuning.cell import CellRun, TuneSession, TuneStep
 from autospec.tuning.launch_scatter import known_scatter
 from autospec.tuning.launches import Launches
 from autospec.tuning.overall import Known, Overall, choose, mix_of, names_of
-from autospec.tuning.overall_answer import known_types, to_recommendation
+from autospec.tuning.overall_answer import known_types, requests_of, to_recommendation
 from autospec.tuning.paired_runner import MOST_FAILING, Failing, PairedRunner
 from autospec.tuning.proof import of_round
-from autospec.tuning.resume import EPOCH, REQUESTS
+from autospec.tuning.resume import EPOCH
 from autospec.tuning.tasks import Task
 
 __all__ = ["TRAFFIC_S", "OverallProof"]
@@ -218,6 +218,7 @@ class OverallProof:
         request, store = self._session.request, self._session.store
         found = store.recommendations(cell_keys=[c.cell.key for c in self._cells.values()])
         evidence = {s.cell_key: s.recommendation.evidence for s in found}
+        shapes = {key: requests_of(told, store) for key, told in evidence.items()}
         with Launches(
             self._backend,
             str(request.model.path),
@@ -233,7 +234,7 @@ class OverallProof:
                 since={key: float(e.get(EPOCH) or 0.0) for key, e in evidence.items()},
                 tell=self._session.tell,
                 budget_s=self._budget.total_s,
-                shapes={key: Shapes.from_json(e[REQUESTS]) for key, e in evidence.items() if e.get(REQUESTS)},
+                shapes={key: own for key, own in shapes.items() if own is not None},
                 failing=self._failing,
             )
 

@@ -14,6 +14,7 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import (
     AutospecError,
     BackendError,
+    LateAnswerError,
     LaunchError,
     NoAnswerError,
     RequestError,
@@ -118,6 +119,8 @@ class PairedRunner:
         self._renewal_s = 0.0
         self.off_length = OffLength(asking)  # public: others plan with it
         self._failing: Failing = {} if failing is None else failing
+        # The sides that answered their last request in time: what is late there is the prompt's fault.
+        self._answering: set[Drafting] = set()
 
     def stand_for(self, cell_key: str, shapes: Shapes) -> None:
         """Let the pairs of a cell stand for these requests from now on, those in the store too."""
@@ -435,9 +438,18 @@ class PairedRunner:
         position = int((task, not side.is_off) in halves)
         try:
             halves[task, side.is_off] = self._half(task, side, block, position)
-        except (ServerDiedError, NoAnswerError):
+            self._answering.add(side)
+        except ServerDiedError:
             raise
         except RequestError as error:
+            if isinstance(error, NoAnswerError):
+                # If the next one is late, too, the server answers nothing any more.
+                late = isinstance(error, LateAnswerError) and side in self._answering
+                self._answering.discard(side)
+                if not late and side.is_off:
+                    raise _off_failed(task, error) from error
+                if not late:
+                    raise
             self._leave_out(task, side, error)
             return False
         return True
@@ -506,7 +518,7 @@ class PairedRunner:
                     deaths += 1
                     if deaths <= _DEATHS_ALLOWED:
                         continue
-                if side.is_off and isinstance(error, (ServerDiedError, NoAnswerError)):
+                if side.is_off and isinstance(error, ServerDiedError):
                     raise _off_failed(task, error) from error
                 raise
             if side.is_off:

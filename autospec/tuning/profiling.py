@@ -22,7 +22,15 @@ from autospec.catalog.gguf import read_gguf
 from autospec.catalog.gguf_header import read_header
 from autospec.catalog.model import Model
 from autospec.drafting import OFF, Mode
-from autospec.errors import BackendError, ModelFileError, NoAnswerError, RequestError, ServerDiedError
+from autospec.errors import (
+    BackendError,
+    LateAnswerError,
+    LaunchError,
+    ModelFileError,
+    NoAnswerError,
+    RequestError,
+    ServerDiedError,
+)
 from autospec.formats import counted, listed
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
@@ -33,7 +41,7 @@ from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
 from autospec.tuning.budget import Pace
 from autospec.tuning.calibration import DepthTiming
-from autospec.tuning.cell import CellRun, TuneContext, TuneStep
+from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, TuneContext, TuneStep
 from autospec.tuning.paired_runner import MOST_FAILING
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
@@ -132,6 +140,8 @@ class Profiler:
         self._depth = DepthTiming(
             self._cells, context, self._stored_depth, self._keep_in_all, self._search_left_s
         )
+        # Whether the last answer was recorded in time: one that is late then is the prompt's fault.
+        self._in_time = False
         # Prompt id → the shortest time to generate its answer with a draft that was read, and that draft.
         self._fastest: dict[str, tuple[float, str]] = {}
 
@@ -146,11 +156,18 @@ class Profiler:
         try:
             with self._context.launches.main_in_tokens() as main:
                 recordings = self._record(main)
+                if self._hurried:
+                    self._note_nothing_to_draft(recordings)
                 found = [r for own in recordings.values() for r in own.values() if len(r.answer_ids) > 1]
                 if not found:
                     return None
                 if not batch_sizes(typical_of(found), self._widest + 1):
-                    return None  # a prompt and an answer of a few tokens
+                    if self._hurried:
+                        self._context.progress.tell(
+                            "Predictions are not possible here, so every drafting is measured: "
+                            "the prompts and answers are too short to time batches."
+                        )
+                    return None
                 first = self._first(main) if self._draft_free else None
                 # Off comes last: it may have to make room for another launch.
                 batches = self._batches(main, found)
@@ -236,6 +253,16 @@ class Profiler:
         self._pace(found)
         return found
 
+    def _note_nothing_to_draft(self, recordings: Mapping[str, Mapping[str, Recording]]) -> None:
+        """Note the cells of which every answer, and not only the first ones, ended with its first token."""
+        for cell in self._cells:
+            own = recordings[cell.cell.key]
+            cell.nothing_to_draft = all(
+                (r := own.get(p.id)) is not None and len(r.answer_ids) <= 1 for p in self._prompts(cell)
+            )
+            if cell.nothing_to_draft:
+                self._context.progress.tell(f"{cell.prompt_type}: {NOTHING_TO_DRAFT}")
+
     def _answer(
         self, cell: CellRun, prompt: Prompt, main: _Main, failed: Counter[str], *, may_fail: bool
     ) -> Recording | None:
@@ -246,14 +273,21 @@ class Profiler:
         request = self._asking.request(prompt)
         try:
             recording = self._undisturbed(partial(record, _asked(main), prompt.id, request))
-        except (ServerDiedError, NoAnswerError):
+        except ServerDiedError:
             raise
         except RequestError as error:
+            if isinstance(error, NoAnswerError):
+                in_time, self._in_time = self._in_time, False
+                if not (in_time and isinstance(error, LateAnswerError)):
+                    raise
             failed[cell.cell.key] += 1
             if not may_fail and failed.total() > MOST_FAILING:
                 raise
             self._context.progress.tell(f"{prompt.id} is not predicted: {error.message}")
             return None
+        self._in_time = True
+        if len(recording.answer_ids) > 1:
+            self._asking.learn(recording.prompt_ms / len(recording.prompt_ids), recording.token_ms)
         self._keep(cell, RECORDING, prompt.id, recording.to_json())
         return recording
 
@@ -329,6 +363,7 @@ class Profiler:
         if (
             self._depth.known(draft, name)
             or not wanted
+            or self._search_left_s() <= self._context.launches.launch_s
             or self._depth.time(draft, name, recordings, times.batch_ms, read_ms) is None
         ):
             return times
@@ -339,6 +374,8 @@ class Profiler:
             self._context.progress.tell(
                 f"What context costs {Path(path).name} cannot be timed: {error.message}"
             )
+            if isinstance(error, LaunchError) and not error.permanent:
+                return times  # the next tune may find the memory, or the port, free
         else:
             if batch_ms:
                 times = replace(times, batch_ms=batch_ms)

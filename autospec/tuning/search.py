@@ -65,7 +65,7 @@ class Search:
         forecast: Forecast | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cells = list(cells)
+        self._cells = [c for c in cells if not c.nothing_to_draft]
         self._context = context
         self._forecast = forecast
         self._definition = context.definition

@@ -318,7 +318,9 @@ def test_text_is_everything_but_random_ids():
     answer = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "timings": timings}
     done = read_completion(answer, 1.0, tells_drafts=False)
     assert done.text == 'hm [["f", "{\\"a\\":1}"]]'
-    assert (done.drafted, done.accepted) == (None, None)
+    assert (done.drafted, done.accepted, done.still_reasoning) == (None, None, False)
+    answer["choices"] = [{"message": {"reasoning_content": "hm", "content": ""}, "finish_reason": "length"}]
+    assert read_completion(answer, 1.0, tells_drafts=False).still_reasoning
 
 
 def test_a_failed_launch_leaves_no_record(fake, children, state_dir):

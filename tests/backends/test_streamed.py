@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Request
 from autospec.backends.streamed import AnswerReader, StreamedClient, data_of, streamed_body
-from autospec.errors import NoAnswerError, RequestError, ServerDiedError
+from autospec.errors import LateAnswerError, NoAnswerError, RequestError, ServerDiedError
 
 QUESTION = Request(messages=({"role": "user", "content": "hello"},), max_tokens=8, timeout_s=30.0)
 USAGE = {"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 5}}
@@ -149,6 +149,28 @@ def test_reasoning_is_text_and_starts_the_clock(name):
     assert (done.text, done.prompt_ms) == ("hm yes", 10.0)
 
 
+@pytest.mark.parametrize(
+    ("parts", "reasoning"),
+    [
+        ([{"reasoning_content": "hm "}, {"reasoning_content": "so"}], True),
+        ([{"reasoning": "hm "}, {"content": "\n"}], True),
+        ([{"reasoning_content": "hm"}, {"content": "yes"}], False),
+        (
+            [{"reasoning_content": "hm"}, {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
+            False,
+        ),
+        ([{"content": "yes"}], False),
+        ([{"content": "\n<think>\nhm"}], True),
+        ([{"content": "<think>hm</think> yes"}], False),
+        ([{"content": "<|channel|>analysis<|message|>hm"}], True),
+        ([{"content": "What is <think>?"}], False),
+    ],
+)
+def test_whether_an_answer_has_come_beyond_its_reasoning(parts, reasoning):
+    """By the fields that tell reasoning apart; where a server leaves it in the text, by its marks."""
+    assert answer([delta(**part) for part in parts]).completion.still_reasoning is reasoning
+
+
 def test_tool_calls_in_pieces_and_whole():
     """OpenAI's pieces by index, and whole calls without one, in the form of the other client; ids are random and left out."""
     pieces = [
@@ -273,7 +295,16 @@ def test_a_server_that_refuses_stream_options_is_asked_without(server, client):
 def test_a_refusal(server, client):
     """The server's own sentence."""
     server.script.append((404, "application/json", [b'{"error": "no model /d"}']))
-    with pytest.raises(RequestError, match="mlx refused the request with status 404: no model /d"):
+    with pytest.raises(RequestError, match="mlx refused the request with status 404: no model /d") as caught:
+        client.complete(QUESTION)
+    assert not isinstance(caught.value, NoAnswerError)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_refusal_for_now_is_no_fault_of_the_prompt(server, client, status):
+    """A server that loads, or has too much to do: the same prompt is answered later."""
+    server.script.append((status, "application/json", [b'{"error": {"message": "Loading model"}}']))
+    with pytest.raises(NoAnswerError, match=f"status {status}: Loading model"):
         client.complete(QUESTION)
 
 
@@ -281,7 +312,7 @@ def test_a_refusal(server, client):
 def test_a_stream_that_ends_early_is_no_answer(server, client, kept):
     """Also where all the text has come: without its end nobody knows."""
     server.script.append((200, SSE, events(GOOD[:kept], done=False)))
-    with pytest.raises(RequestError, match="mlx ended its answer too early"):
+    with pytest.raises(NoAnswerError, match="mlx ended its answer too early"):
         client.complete(QUESTION)
 
 
@@ -317,7 +348,7 @@ def test_a_server_that_hangs(server, client, start):
     """Before its first byte or after: the time of the whole request is kept."""
     server.script.append((200, SSE, [*start, None]))
     begun = time.monotonic()
-    with pytest.raises(NoAnswerError, match=r"mlx did not answer within 0.3 s"):
+    with pytest.raises(LateAnswerError, match=r"mlx did not answer within 0.3 s"):
         client.complete(dataclasses.replace(QUESTION, timeout_s=0.3))
     assert time.monotonic() - begun < 10
 

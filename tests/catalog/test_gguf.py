@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from autospec.catalog.gguf import read_gguf
+from autospec.catalog.model import Model
 from autospec.errors import ModelFileError
 from tests.catalog.making import TOKENS, make_model, write_gguf
 
@@ -109,6 +110,44 @@ def test_quantization(tmp_path: Path, file_type: int | None, name: str) -> None:
     """The file's own word on its quantization, or the type that most of its bytes have."""
     keys = {"general.file_type": None if file_type is None else np.uint32(file_type)}
     assert read_gguf(write_gguf(tmp_path / "m.gguf", keys=keys)).quantization == name
+
+
+class TestState:
+    """Layers with a state that cannot go back, instead of a KV cache or beside it. Names of tensors: gguf-py's constants."""
+
+    @staticmethod
+    def _read(path: Path, architecture: str, *layers: str, **keys: object) -> Model:
+        names = ["token_embd.weight", "output.weight", *(f"blk.{i}.{t}.weight" for i, t in enumerate(layers))]
+        prefixed = {f"{architecture}.{k.replace('__', '.')}": v for k, v in keys.items()}
+        tensors = {name: np.zeros((4, 4), np.float16) for name in names}
+        return read_gguf(
+            write_gguf(path, architecture=architecture, layers=len(layers), keys=prefixed, tensors=tensors)
+        )
+
+    @pytest.mark.parametrize(
+        ("architecture", "tensor"),
+        [
+            ("mamba", "ssm_x"), ("mamba2", "ssm_in"), ("falcon-h1", "ssm_in"), ("jamba", "ssm_dt_norm"),
+            ("granitehybrid", "ssm_out"), ("lfm2", "shortconv.in_proj"), ("qwen3next", "ssm_ba"),
+            ("qwen35", "ssm_alpha"), ("rwkv6", "time_mix_receptance"), ("rwkv7", "time_mix_w0"),
+            ("kimi-linear", "ssm_conv1d_q"), ("nemotron_h", "ssm_norm"), ("plamo2", "ssm_b_norm"),
+        ],
+    )  # fmt: skip
+    def test_by_tensors_or_architecture(self, tmp_path: Path, architecture: str, tensor: str) -> None:
+        """llama.cpp's cache of these cannot be cut; a newer architecture tells it by its tensors."""
+        for name, kind in (("known", architecture), ("newer", "newer")):
+            assert self._read(tmp_path / f"{name}.gguf", kind, tensor, "attn_k").has_recurrent_state
+        assert self._read(tmp_path / "alone.gguf", architecture, "attn_k").has_recurrent_state
+
+    @pytest.mark.parametrize("attention", ["attn_k", "attn_qkv", "attn_kv_a_mqa"])
+    def test_keys_alone_do_not_tell_it(self, tmp_path: Path, attention: str) -> None:
+        """The dense Granite 4: llama.cpp's converter writes the keys of Mamba, and every layer has attention."""
+        keys = {"ssm__conv_kernel": np.uint32(4), "ssm__state_size": np.uint32(128)}
+        assert not self._read(
+            tmp_path / "m.gguf", "granite", attention, attention, **keys
+        ).has_recurrent_state
+        assert self._read(tmp_path / "n.gguf", "newer", attention, "mixer", **keys).has_recurrent_state
+        assert not self._read(tmp_path / "o.gguf", "newer", attention, "mixer").has_recurrent_state
 
 
 class TestKvCache:

@@ -14,11 +14,12 @@ from autospec.cells import PromptType
 from autospec.cli import cli
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware import identify
-from autospec.measure.measurements import AS_MEASURED, Shapes
+from autospec.measure.measurements import AS_MEASURED, DepthCosts, DepthRise, Shapes
 from autospec.recommendations import SCHEMA, Recommendation, Status, Verdict
 from autospec.report.server_config import what_to_run
 from autospec.settings import load_settings
 from autospec.store.database import Store, open_store
+from autospec.store.queries import DraftFile, DraftFiles
 from autospec.tuning.overall import choose, mix_of
 from autospec.tuning.overall_answer import for_mix, known_types, rule_of, to_recommendation
 from tests.report.samples import ARGS, DRAFTING, recommendation
@@ -201,6 +202,24 @@ def test_every_type_has_the_prompt_cache_of_the_build(tuned):
         for own in known.values():
             shapes = {p.shape.drafted_prompt_tokens for made in own.pairs.values() for p in made if p.shape}
             assert shapes == {whole}
+
+
+def test_a_moved_draft_keeps_what_context_costs_it(tuned):
+    """The pairs have its path of today, the requests of the proof the one it had then; another file there has no costs."""
+    assert DRAFTING.draft is not None
+    rises = {"": DepthRise(0.1, 0.1), "/old.gguf": DepthRise(0.2, 0.3)}
+    shapes = Shapes(depth=DepthCosts(100.0, 1000, rises, {"/old.gguf": "the draft"}))
+    found = [
+        replace(s, recommendation=replace(r, evidence={**r.evidence, "requests": shapes.to_json()}))
+        for s in tuned.recommendations()
+        if (r := s.recommendation).prompt_type is not None
+    ]
+    for identity, expected in (("the draft", rises["/old.gguf"]), ("another", None)):
+        tuned.drafts = DraftFiles({DRAFTING.draft: DraftFile(identity)})
+        known = known_types(tuned, found, {})
+        pairs = [p for own in known.values() for p in own.pairs[DRAFTING]]
+        assert pairs
+        assert {p.shape.depth.rises.get(DRAFTING.draft) for p in pairs} == {expected}
 
 
 def test_it_is_stale_where_a_type_is(tuned):

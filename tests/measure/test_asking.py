@@ -45,7 +45,7 @@ class Server:
         self.asked.append(request.max_tokens)
         return SimpleNamespace(
             text="so", prompt_tokens=4, predicted_tokens=request.max_tokens, prompt_ms=1.0, predicted_ms=2.0, wall_ms=3.0,
-            drafted=None, accepted=None, finish_reason="length",
+            drafted=None, accepted=None, finish_reason="length", still_reasoning=False,
         )  # type: ignore[return-value]  # fmt: skip
 
 
@@ -62,11 +62,35 @@ class Clock:
 def asked(asking: Asking, server: Server) -> Measurement:
     """One measurement."""
     prompt = SimpleNamespace(
-        id="p", messages=({"role": "user", "content": LONG},), max_tokens=64, tools=(), prompt_type=None
-    )
+        id="p", messages=({"role": "user", "content": LONG},), max_tokens=64, tools=(), prompt_type=None,
+        size_bytes=len(LONG),
+    )  # fmt: skip
     return measure(
         asking, server, prompt, cell_key="c", phase=Phase.SEARCH, round_=0, compared=OFF, position=0  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+class Thinker(Server):
+    """A server whose model has not ended its thinking."""
+
+    def __init__(self, finish_reason: str) -> None:
+        super().__init__()
+        self._finish_reason = finish_reason
+
+    def complete(self, request: Request) -> Completion:
+        """An answer of reasoning alone."""
+        answer = super().complete(request)
+        answer.still_reasoning, answer.finish_reason = True, self._finish_reason  # type: ignore[misc]
+        return answer
+
+
+@pytest.mark.parametrize(("finish_reason", "within"), [("length", True), ("", True), ("stop", False)])
+def test_an_answer_that_is_cut_within_the_reasoning_is_marked(finish_reason, within):
+    """Beside the machine's state, which reads as before."""
+    measured = asked(Asking("p", 64, 0.0, Watch()), Thinker(finish_reason))  # type: ignore[arg-type]
+    assert measured.within_reasoning is within
+    assert MachineState.from_json(measured.machine) == Watch().finish()
+    assert not asked(Asking("p", 64, 0.0, Watch()), Server()).within_reasoning  # type: ignore[arg-type]
 
 
 def test_a_server_at_rest_is_asked_for_one_token_first():
@@ -223,3 +247,17 @@ def test_a_stored_cut_half_is_lost_with_its_text():
     assert later.is_lost(PROMPT, cut)
     assert not later.is_lost(PROMPT, half(asking, Slow(words())))
     assert not later.is_lost(PROMPT, half(asking, Slow(words()[:20])))
+
+
+def test_a_slow_model_gets_the_time_for_its_answers():
+    """The limit grows with the slowest tokens so far; a usual model has ten minutes."""
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    assert asking.request(PROMPT).timeout_s == 600.0
+    asking.learn(1000.0, 20.0)
+    assert asking.request(PROMPT).timeout_s == 600.0
+    answer = Completion("so", 4, 5, 500.0, 4 * 9000.0, 36_500.0, 0, 0, "length")
+    asking.note("p", answer, off=True)
+    # Sixteen bytes are eight tokens at most.
+    assert asking.request(PROMPT).timeout_s == pytest.approx(4.0 * (8 * 1.0 + 64 * 9.0))
+    asking.learn(0.0, 10.0)
+    assert asking.request(PROMPT).timeout_s > 2000.0, "the slowest counts"

@@ -169,6 +169,22 @@ def test_shapes_of_older_versions_have_no_depth():
     assert Shapes.from_json(old).depth is None
 
 
+def test_a_draft_that_was_replaced_has_no_rise():
+    """Another file stands at its path: what it costs is timed again. Two files that were exchanged keep their own."""
+    rise = DepthRise(0.3, 0.3)
+    depth = replace(costs(), identities={"/m/draft.gguf": "the draft"})
+    depth = replace(
+        depth, rises={**depth.rises, "/m/b.gguf": rise}, identities={**depth.identities, "/m/b.gguf": "b"}
+    )
+    there = depth.followed({"/m/draft.gguf": "another"})
+    assert set(there.rises) == {"", "/m/b.gguf"}
+    assert dict(there.identities) == {"/m/b.gguf": "b"}
+    exchanged = depth.followed({"/m/draft.gguf": "b", "/m/b.gguf": "the draft"})
+    assert exchanged.rises["/m/draft.gguf"] == rise
+    assert exchanged.rises["/m/b.gguf"] == depth.rises["/m/draft.gguf"]
+    assert exchanged.identities == {"/m/draft.gguf": "b", "/m/b.gguf": "the draft"}
+
+
 def test_a_draft_that_has_moved_keeps_its_rise():
     """It is known by its identity; one that stayed, or that is another file, is as before."""
     depth = replace(costs(), identities={"/m/draft.gguf": "the draft"})
@@ -178,6 +194,10 @@ def test_a_draft_that_has_moved_keeps_its_rise():
     assert "/new/other.gguf" not in there.rises
     assert there.followed({"/third.gguf": "the draft"}).rises["/third.gguf"] == depth.rises["/m/draft.gguf"]
     assert depth.followed({"/m/draft.gguf": "the draft"}) == depth
+    assert Shapes(depth=depth).followed({"/new/draft.gguf": "the draft"}).depth == depth.followed(
+        {"/new/draft.gguf": "the draft"}
+    )
+    assert Shapes().followed({"/new/draft.gguf": "the draft"}) == Shapes()
     before = depth.to_json()
     del before["identities"]
     assert DepthCosts.from_json(before) == costs(), "an earlier version noted no identities"

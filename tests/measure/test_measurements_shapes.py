@@ -262,3 +262,21 @@ def test_the_traffic_of_each_side_tells_its_own_prompts(alone, computed):
     read = Shapes.from_json(Shapes(0.8, {}, traffic, drafts_uncached=True).to_json()).traffic
     assert read is not None
     assert read.drafted_prompt_tokens == 1000.0
+
+
+@pytest.mark.parametrize("cached", [None, 0])
+def test_requests_without_drafting_on_a_server_with_a_draft_do_not_tell_what_off_computes(cached):
+    """Its draft keeps the cache away; rows of earlier versions say 0 there. The stated share stands for a server without it."""
+    shape = of_traffic([replace(sample(1500, 300), cached_tokens=cached)] * 30, 0.8)
+    assert shape is not None
+    assert (shape.prompt_tokens, shape.drafted_prompt_tokens) == (pytest.approx(300.0), 1500.0)
+    assert shape.context_tokens == 1500.0
+
+
+def test_off_computes_its_own_share_of_the_prompts_of_both_sides():
+    """Longer requests without drafting tell a share, not a number of tokens."""
+    off = replace(sample(1200, 300), cached_tokens=10800)
+    drafted = replace(sample(1500, 300), cached_tokens=0, drafting=measurement(with_drafting=True).drafting)
+    shape = of_traffic([drafted] * 70 + [off] * 40, 0.8)
+    assert shape is not None
+    assert (shape.prompt_tokens, shape.drafted_prompt_tokens) == (pytest.approx(150.0), 1500.0)

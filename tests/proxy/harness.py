@@ -43,6 +43,7 @@ class LentServer:
     why_else: WhyOff | None = None
     concurrent: int = 1
     temperature: float | None = None
+    keeps_cache: bool = True
     deaths: int = 0
     tokens: float = 0
     prompt_tokens: int = 0

@@ -192,3 +192,15 @@ def test_sample_of_an_answer():
     assert sample_of(replace(outcome, complete=False)) is None
     assert sample_of(replace(outcome, status=500)) is None
     assert sample_of(replace(outcome, drafting=OFF)).drafted == 0
+
+
+@pytest.mark.parametrize(("drafting", "told"), [(OFF, None), (Drafting(Mode.DRAFT_MODEL, "/d", n_max=4), 0)])
+def test_what_is_cached_without_drafting_is_unknown_where_a_draft_keeps_the_cache_away(drafting, told):
+    """MLX with a draft loaded: nothing is cached. That holds for drafted requests, and tells nothing of a server without it."""
+    outcome = RequestOutcome(
+        1.0, "/v1/chat/completions", "main", "mlx", "1", PromptType.CHAT, drafting,
+        status=200, complete=True, streamed=True, counts=TokenCounts(1500, 8, cached_tokens=0), keeps_cache=False,
+    )  # fmt: skip
+    sample = sample_of(outcome)
+    assert (sample.prompt_tokens, sample.cached_tokens) == (1500, told)
+    assert sample_of(replace(outcome, keeps_cache=True)).cached_tokens == 0

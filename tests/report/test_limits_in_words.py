@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF
-from autospec.formats import caution_words, conditions_words
-from autospec.recommendations import CONDITIONS, LIMITS, OVERALL_MIX
+from autospec.formats import caution_words, conditions_words, reasoning_words
+from autospec.recommendations import CONDITIONS, LIMITS, OVERALL_MIX, WITHIN_REASONING
 from autospec.report.explanation import explain
 from autospec.report.tables import recommendation_table
 from tests.report.samples import recommendation
@@ -34,6 +34,24 @@ def test_conditions_are_one_line():
     """What was measured, and for which answer it is composed."""
     assert conditions_words(recommendation(evidence=EVIDENCE)) == WORDS
     assert conditions_words(recommendation(evidence={})) == ""
+
+
+def test_answers_within_the_models_thinking_are_told_with_what_helps():
+    """In the conditions, and in the explanation with the arguments of the backend."""
+    conditions = {**EVIDENCE[CONDITIONS], WITHIN_REASONING: 0.75}
+    r = recommendation(evidence={CONDITIONS: conditions})
+    words = "nothing cached, 75% of the answers cut within the model's thinking; composed for"
+    assert words in conditions_words(r)
+    told = {
+        b: " ".join(explain(replace(r, backend=b)).sentences) for b in ("llama-server", "mlx", "attached")
+    }
+    assert all("`--max-tokens 1024`" in text and "answers for coding" in text for text in told.values())
+    assert "`-- --reasoning-budget 0`" in told["llama-server"]
+    assert "--chat-template-args" in told["mlx"]
+    assert "start the server so" in told["attached"]
+    assert reasoning_words([recommendation(evidence=EVIDENCE), recommendation(evidence={})]) == ""
+    damaged = recommendation(evidence={CONDITIONS: {**conditions, WITHIN_REASONING: "most"}})
+    assert conditions_words(damaged) == WORDS
 
 
 def test_the_table_tells_both_below():

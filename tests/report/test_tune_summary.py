@@ -79,6 +79,17 @@ def test_what_pays_is_run_and_the_rest_is_named():
     assert not any("\n" in line for line in (what, how, still_open))
 
 
+def test_answers_within_the_models_thinking_are_open():
+    """Also where drafting does not pay: the answer behind the thinking may gain."""
+    cut = {"conditions": {"within_reasoning": 0.5}}
+    types = [proven(CODING), proven(RAG, Verdict.DISABLE, evidence=cut), proven(QA, evidence=cut)]
+    *_, still_open = tune_summary(types, together(), rest())
+    assert still_open.startswith(
+        "Still open: nothing. The answers for rag and qa were cut within the model's thinking"
+    )
+    assert "`--max-tokens 1024`" in still_open
+
+
 def test_nothing_pays():
     """The answer is to do nothing, and how to do that."""
     types = [proven(kind, Verdict.DISABLE) for kind in PromptType]

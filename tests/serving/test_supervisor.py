@@ -607,6 +607,7 @@ def test_drafting_that_goes_with_the_request(tmp_path):
                 async with await supervisor.lease(wanted("alpha", kind, off=off)) as lease:
                     assert lease.fields == {"num_draft_tokens": tokens}
                     assert lease.drafting.is_off == (tokens == 0)
+                    assert not lease.keeps_cache
         assert [settings.serving for *_, settings in scene.backend.asked] == [True, False]
 
     run(scenario())
@@ -708,8 +709,9 @@ def test_a_cache_that_is_right_after_drafting_is_served():
 
     async def scenario():
         scene = Scene(FakeMlx(cache_args=(), drafts_uncached=False))
-        async with scene.opened() as supervisor, await supervisor.lease(wanted()):
+        async with scene.opened() as supervisor, await supervisor.lease(wanted()) as lease:
             assert [settings.serving for *_, settings in scene.backend.asked] == [True]
+            assert lease.keeps_cache
 
     run(scenario())
 

@@ -11,9 +11,10 @@ from autospec.cells import Aim
 from autospec.measure.log_ratios import of_pairs
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import Rule, decide
-from autospec.tuning.build_recommendation import Cost, conclude
+from autospec.tuning.build_recommendation import Cost, conclude, conditions_of
 from autospec.tuning.cell import CellRun
 from tests.report.samples import DRAFTING, measurement
+from tests.tuning.test_run import request_with
 
 RULE = Rule(looks=(1, 2, 4))
 
@@ -54,6 +55,17 @@ def test_all_figures_are_of_the_pairs_that_were_looked_at(rounds):
     )
     assert r.pairs == r.evidence["compared_texts"] == 16
     assert r.drafting_tps / r.baseline_tps == pytest.approx(r.speedup) == pytest.approx(10_200 / 6_300)
+
+
+def test_answers_within_the_reasoning_are_a_condition(tmp_path):
+    """Their share, of the halves with drafting, which are not cut shorter than the study says; nothing where there is none."""
+    pairs, request = round_of(1), request_with(tmp_path)
+    assert "within_reasoning" not in conditions_of(request, pairs, 0.0)
+    cut = {"within_reasoning": True}
+    off = [replace(p, off=replace(p.off, machine=cut)) for p in pairs]
+    assert "within_reasoning" not in conditions_of(request, off, 0.0)
+    some = [replace(p, drafted=replace(p.drafted, machine=cut)) for p in pairs[:6]]
+    assert conditions_of(request, [*some, *pairs[6:]], 0.0)["within_reasoning"] == 0.75
 
 
 def test_before_the_first_look_they_are_of_all_pairs():

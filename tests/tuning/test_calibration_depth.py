@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from autospec.backends.protocol import Cycle
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
-from autospec.errors import RequestError
+from autospec.errors import LaunchError, RequestError
 from autospec.measure.measurements import DepthCosts, DepthRise, Shapes
 from autospec.predict.profile import Recording
+from autospec.predict.recording import DraftPass
 from autospec.store.database import open_store
 from autospec.store.queries import DraftFile
 from autospec.tuning import profiling
@@ -194,8 +196,13 @@ def test_the_layers_without_a_window_go_on_growing(request_, monkeypatch):
     assert (cycle.pass_ms, cycle.token_ms) == pytest.approx((0.055 / 6, 0.06 / 6), rel=0.1)
 
 
-def tune_thrice(request: TuneRequest, monkeypatch) -> tuple[list[list[str]], set[str]]:
-    """Which models each of three tunes times apart, the first by an earlier version, and for which the store has a rise then."""
+def tune_thrice(
+    request: TuneRequest, monkeypatch, *, error: Exception | None = None
+) -> tuple[list[list[str]], set[str]]:
+    """Which models each of three tunes times apart, the first by an earlier version, and for which the store has a rise then.
+
+    `error` is what the launches of the second one end with.
+    """
     gemma, draft = header(32, 500), str(request.models[1].path)
     monkeypatch.setattr(profiling, "_header", {str(m.path): gemma for m in request.models}.get)
     monkeypatch.setattr("autospec.tuning.profiling.output_share", lambda _: 0.0)
@@ -208,6 +215,8 @@ def tune_thrice(request: TuneRequest, monkeypatch) -> tuple[list[list[str]], set
 
     def spy(self, path, *args):
         times[-1].append("draft" if path == draft else "main")
+        if error is not None and len(times) == 2:
+            raise error
         return timed_whole(self, path, *args)
 
     monkeypatch.setattr(Profiler, "_timed_whole", spy)
@@ -243,6 +252,30 @@ def test_what_cannot_be_timed_is_not_tried_by_every_search(request_, monkeypatch
     assert not known
 
 
+@pytest.mark.parametrize("permanent", [False, True])
+def test_a_launch_that_failed_once_is_tried_again(request_, monkeypatch, permanent):
+    """The next search has the memory or the port for it, unless the same launch would fail again."""
+    error = LaunchError("The port is taken.", permanent=permanent)
+    timed, known = tune_thrice(request_, monkeypatch, error=error)
+    assert timed == [["main"], ["main", "draft"], [] if permanent else ["main", "draft"]]
+    assert len(known) == (0 if permanent else 2)
+
+
+@pytest.mark.parametrize(("left_s", "launched"), [(19.0, 0), (21.0, 1)])
+def test_without_time_for_a_launch_there_is_none(tmp_path, monkeypatch, left_s, launched):
+    """A launch takes 20 s."""
+    made = lab(tmp_path, monkeypatch)
+    monkeypatch.setattr(profiling, "_header", lambda _: header(32, 500))
+    monkeypatch.setattr(type(made.context.launches), "launch_s", 20.0)
+    monkeypatch.setattr(Profiler, "_search_left_s", lambda _: left_s)
+    asked = []
+    monkeypatch.setattr(Profiler, "_timed_whole", lambda *_: asked.append(1) or {})
+    answer = Recording("p", tuple(range(60)), tuple(range(64)), 64, False, 60.0, 630.0, 700.0)
+    times = DraftPass({}, 0.0, {1: 10.0, 2: 11.0})
+    Profiler(made.cells, made.context)._deepened("", "main/whole", [answer], times, 16, read_ms=0.1)
+    assert len(asked) == launched
+
+
 def test_a_state_leaves_it_out(request_, monkeypatch):
     """No batch can be timed behind a text: the evidence has no rise."""
     monkeypatch.setattr("autospec.tuning.profiling.output_share", lambda _: 0.0)
@@ -259,3 +292,23 @@ def test_a_tune_that_goes_on_knows_a_moved_draft(tmp_path, monkeypatch):
     assert cell.history.requests is not None
     assert cell.history.requests.depth is not None
     assert set(cell.history.requests.depth.rises) == {"", "/old", "/new"}
+
+
+def test_a_replaced_draft_is_timed_again(tmp_path, monkeypatch):
+    """Another file has its path: the next search notes what that one's context costs."""
+    made, old, new = lab(tmp_path, monkeypatch), DepthRise(0.1, 0.1), DepthRise(0.4, 0.0)
+    noted = Shapes(depth=DepthCosts(10.0, 500, {"": old, "/draft": old}, {"/draft": "the old file"}))
+    arms = (Arm(Mode.DRAFT_MODEL, "/draft", file=DraftFile("the new file")),)
+    space = Space(arms, load_definition("quick").space)
+    cell = made.cells[0]
+    cell.recall(CellHistory(requests=noted), space)
+    assert cell.history.requests is not None
+    cell.shapes = cell.history.requests
+    context = replace(made.context, space=space)
+    depth = DepthTiming(made.cells, context, lambda _: None, lambda *_: None, lambda: 0.0)
+    depth._rises.update({"": (old, 512), "/draft": (new, 512)})
+    depth.note([Recording("p", tuple(range(60)), tuple(range(64)), 64, False, 60.0, 630.0, 700.0)])
+    verifies = context.launches.cycle is Cycle.LLAMA_CPP
+    assert cell.shapes.depth is not None
+    assert cell.shapes.depth.rises["/draft"] == old.with_draft(new, verifies=verifies)
+    assert cell.shapes.depth.identities == {"/draft": "the new file"}

@@ -11,7 +11,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Mode
-from autospec.errors import AutospecError, BackendError, NoAnswerError, RequestError
+from autospec.errors import AutospecError, BackendError, LateAnswerError, NoAnswerError, RequestError
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half
 from autospec.recommendations import FAILING, Status, Verdict
@@ -51,6 +51,16 @@ def refusing(*words: str, off: bool | None = None):
             raise RequestError("status 500: the answer cannot be parsed.")
 
     return refuse
+
+
+def late(*words: str, off: bool):
+    """Does not answer prompts with one of these words in time, with drafting or without."""
+
+    def hang(server: SimulatedServer, text: str) -> None:
+        if server.drafting.is_off == off and any(word in text for word in words):
+            raise LateAnswerError("It did not answer within 600 s.")
+
+    return hang
 
 
 @pytest.mark.parametrize("resident", [2, 1])
@@ -129,6 +139,29 @@ def test_a_server_that_does_not_answer_in_time_is_no_fault_of_a_prompt(tmp_path,
             raise NoAnswerError("It did not answer within 600 s.")
 
     backend.before_answer = hang
+    with pytest.raises(AutospecError, match="within 600 s") as raised:
+        list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
+    assert isinstance(raised.value, BackendError) is not off
+    runner._launches.close()
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_one_late_answer_among_others_is_the_prompts_fault(tmp_path, off):
+    """The server has just answered others in time: the prompt is left out, and the others are measured."""
+    runner, backend = pairing(tmp_path, Watch(), [])
+    backend.before_answer = late('"1"', off=off)
+    measured = list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
+    assert [m.task.prompt_id for m in measured if m.pair is None] == ["p1"]
+    assert runner.failing("cell", OFF if off else DRAFTING) == {"p1"}
+    runner._launches.close()
+
+
+@pytest.mark.parametrize("off", [True, False])
+@pytest.mark.parametrize("words", [('"0"',), ('"1"', '"2"')])
+def test_a_server_that_answers_nothing_in_time_ends_it(tmp_path, off, words):
+    """The first request, or two in a row: no prompt is at fault, and each would take the whole time."""
+    runner, backend = pairing(tmp_path, Watch(), [])
+    backend.before_answer = late(*words, off=off)
     with pytest.raises(AutospecError, match="within 600 s") as raised:
         list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
     assert isinstance(raised.value, BackendError) is not off
@@ -287,6 +320,29 @@ def test_answers_that_cannot_be_recorded_leave_the_others_predicted(request_, mo
     assert result[PromptType.WRITING].verdict is result[PromptType.CODING].verdict is Verdict.ENABLE
     assert any("is not predicted: the template raised" in line for line in progress.told)
     assert not any("Predictions are not possible" in line for line in progress.told)
+
+
+@pytest.mark.parametrize(
+    ("words", "all_predicted"), [(("coding tune 1",), True), (("tune 0", "tune 1"), False)]
+)
+def test_one_late_answer_does_not_end_all_predictions(request_, monkeypatch, words, all_predicted):
+    """It is not predicted; where the server answers nothing in time, nothing is."""
+    request_ = replace(request_, prompt_types=TYPES)
+    for model in request_.models:
+        model.path.touch()
+    encode = MachineTokens.encode
+
+    def hang(self, request):
+        if any(word in str(request.messages) for word in words):
+            raise LateAnswerError("It did not answer within 600 s.")
+        return encode(self, request)
+
+    monkeypatch.setattr(MachineTokens, "encode", hang)
+    backend = Machine(main_path=str(request_.model.path), acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    progress = Silent()
+    tune_on(request_, backend, progress)
+    assert any("Predictions are not possible" in line for line in progress.told) is not all_predicted
+    assert any("is not predicted: It did not" in line for line in progress.told) is all_predicted
 
 
 def tune_on(request, backend, progress):

@@ -13,12 +13,14 @@ from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UsageError
 from autospec.measure.log_ratios import of_mix
-from autospec.measure.measurements import Pair, Sample
+from autospec.measure.measurements import DepthCosts, DepthRise, Pair, Sample, Shapes
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix
 from autospec.tuning.overall_answer import to_recommendation
+from autospec.tuning.paired_runner import PairedRunner
+from autospec.tuning.request import draft_file
 from autospec.tuning.run import Tuning
 from tests.report.samples import DRAFTING, measurement, recommendation
 from tests.tuning.simulated import SimulatedBackend
@@ -419,6 +421,35 @@ def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
     store = open_store(request_.storage)
     assert len(store.overall_answers()) == 1
     store.close()
+
+
+@pytest.mark.process
+def test_the_pairs_that_it_asks_know_a_moved_draft(request_):  # noqa: F811
+    """What context costs it was timed under another path."""
+    tuning = Tuning(request_, SimulatedBackend(gains_little), MACHINE, Silent())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autospec.tuning.overall_proof.OverallProof._measure", lambda *_: False)
+        tuning.run()
+    path, identity = str(request_.models[1].path), draft_file(request_.models[1]).identity
+    rises = {"": DepthRise(0.0, 0.0), "/old": DepthRise(0.0, 0.001)}
+    shapes = Shapes(depth=DepthCosts(100.0, 1000, rises, {"/old": identity}))
+    store = open_store(request_.storage)
+    for stored in store.recommendations():
+        r = stored.recommendation
+        told = replace(r, evidence={**r.evidence, "requests": shapes.to_json()})
+        store.save_recommendation(told, stored.hardware, stored.cell_key)
+    store.close()
+    asked = []
+
+    def spy(*args, **more):
+        asked.append(more["shapes"])
+        return PairedRunner(*args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autospec.tuning.overall_proof.PairedRunner", spy)
+        Tuning(request_, SimulatedBackend(gains_little), MACHINE, Silent()).run()
+    assert asked
+    assert {s.depth.rises[path] for shapes in asked for s in shapes.values()} == {rises["/old"]}
 
 
 @pytest.mark.process

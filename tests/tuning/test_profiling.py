@@ -6,14 +6,19 @@ from dataclasses import replace
 
 import pytest
 
+from autospec.cells import PromptType
+from autospec.drafting import OFF
 from autospec.errors import RequestError
+from autospec.recommendations import Verdict
+from autospec.tuning import profiling
+from autospec.tuning.cell import NOTHING_TO_DRAFT
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.resume import CellHistory
 from autospec.tuning.run import Tuning
 from tests.predict.machine import MachineTokens
-from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, machine, request_, tune
+from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, drafts_launched, machine, request_, tune
 from tests.tuning.test_run import MACHINE, TYPES, Silent
 
 __all__ = ["calm", "request_"]  # fixtures
@@ -104,3 +109,47 @@ def test_nothing_is_recorded_or_read_after_the_searchs_time(request_, monkeypatc
     Tuning(request_, backend, MACHINE, progress).run()
     assert any(line.startswith("No time is left to record answers") for line in progress.told)
     assert any("No time is left to run draft.gguf and second.gguf alone" in line for line in progress.told)
+
+
+def ends_at_once(monkeypatch, *ended: PromptType) -> None:
+    """The model ends every answer to prompts of these types with its first token."""
+    whole = profiling.record
+
+    def cut(tokens, prompt_id, request):
+        recording = whole(tokens, prompt_id, request)
+        if not prompt_id.startswith(tuple(ended)):
+            return recording
+        return replace(recording, answer_ids=recording.answer_ids[:1], ended=True)
+
+    monkeypatch.setattr(profiling, "record", cut)
+
+
+def test_where_every_answer_is_one_token_long_nothing_is_launched(request_, monkeypatch):
+    """Off is concluded, with the reason; a second tune says the same."""
+    ends_at_once(monkeypatch, *TYPES)
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    for _ in range(2):
+        recommendation, _ = tune(request_, backend)
+        assert (recommendation.verdict, recommendation.drafting) == (Verdict.DISABLE, OFF)
+        assert recommendation.reason == NOTHING_TO_DRAFT
+    assert not drafts_launched(backend)
+    assert all(drafting.is_off for _, drafting in backend.launched)
+
+
+def test_other_prompt_types_go_on_where_one_has_nothing_to_draft(request_, monkeypatch):
+    """Its answers are one token long, theirs are not."""
+    ends_at_once(monkeypatch, TYPES[1])
+    backend, progress = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY), Silent()
+    found = Tuning(replace(request_, prompt_types=TYPES), backend, MACHINE, progress).run()
+    verdicts = {r.prompt_type: r.verdict for r in found}
+    assert verdicts == {TYPES[0]: Verdict.ENABLE, TYPES[1]: Verdict.DISABLE}
+    assert f"{TYPES[1]}: {NOTHING_TO_DRAFT}" in progress.told
+
+
+def test_texts_that_are_too_short_to_time_batches_are_told(request_, monkeypatch):
+    """Nothing is predicted then, and every drafting is measured."""
+    monkeypatch.setattr(profiling, "batch_sizes", lambda *_: [])
+    backend = machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    recommendation, told = tune(request_, backend)
+    assert sum("too short to time batches" in line for line in told) == 1
+    assert recommendation.verdict is Verdict.ENABLE
