@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import partial
 from hashlib import sha256
 from http.client import HTTPConnection, HTTPException
+from itertools import takewhile
 from statistics import fmean
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -57,6 +58,10 @@ _IDLE: Final = (0.0002, 0.00003)
 _IDLE_MLX: Final = (0.0007, 0.0001)
 # A server that answers is idle so many windows on end before it hangs.
 _IDLE_WINDOWS: Final = 3
+# And for so many windows somebody waited for it meanwhile: clients may give up after a minute and come back later. Within an hour, so
+# that rare short calls, of which the model knows nothing, do not add up.
+_NEGLECTED_WINDOWS: Final = 1.5
+_ROW_WINDOWS: Final = 12
 # The longest silence of a server that computes and of which nothing tells that it gets on. ik_llama.cpp answers no question while
 # it reads a prompt, on a CPU for 30 to 60 minutes (its issue 1210); nor does llama-server with more streams than HTTP threads.
 # Some hangs compute for ever (llama.cpp issue 27329); they are not found where a server answers and shows no slots.
@@ -130,15 +135,22 @@ def hangs(silent_s: float, looks: Sequence[Look]) -> bool | None:
     That it answers proves nothing: llama-server and MLX answer ``/health`` from other threads than the one that decodes, and
     recent builds of llama-server ``/slots``, too. That it is silent proves nothing either, while it computes.
     """
-    last, recent = looks[-1], looks[-_IDLE_WINDOWS:]
+    last = looks[-1]
+    idle = list(takewhile(lambda look: not look.computes, reversed(looks)))[:_ROW_WINDOWS]
+    busy = list(takewhile(lambda look: look.computes, reversed(looks)))
+    # Of a silence in which it was idle before, only the time since then is that of one piece of work.
+    busy_s = silent_s if len(busy) == len(looks) else len(busy) * _WINDOW_S
     # The first look has no slots to compare with; and a machine that was paused has been silent for long at once.
-    too_long = silent_s >= _LONGEST_S and len(looks) > 1
+    too_long = busy_s >= _LONGEST_S and len(looks) > 1
     if last.moved:
         return False
     if not last.answers:
-        return True if not last.computes or too_long else None
-    if last.neglects:
-        return True if len(recent) == _IDLE_WINDOWS and all(look.neglects for look in recent) else None
+        return True if idle or too_long else None
+    if idle:
+        neglected = sum(min(1.0, look.waiting) for look in idle)
+        if len(idle) < _IDLE_WINDOWS or 0.0 < neglected < _NEGLECTED_WINDOWS:
+            return None
+        return neglected > 0.0
     if last.moved is None or last.waiting < 0.5:
         return False
     return True if too_long else None
