@@ -246,6 +246,9 @@ class ServerInstance:
             self._enter(InstanceState.STOPPING)  # it is stopped as soon as it has started
         elif self.state is InstanceState.READY:
             self._enter(InstanceState.DRAINING)
+            # It stops after the last lease, so that of a probe counts, too.
+            if self.leases and self._silent_since_s is None:
+                self._silent_since_s = self._clock()
             self._stop_unused()
 
     def stop(self) -> None:
@@ -345,6 +348,10 @@ class ServerInstance:
         if generated != self._generated_bytes or (self.leases and not self._waiting):
             self._generated_bytes = generated
             self._heard()
+        elif self._silent_since_s is None and any(
+            answer.generates and not answer.unread_bytes for answer in self._followed
+        ):
+            self._silent_since_s = self._clock()  # its client took nothing for a while, and reads again
         return self._silent_s() >= _SILENCE_S
 
     def _silent_s(self) -> float:
@@ -357,10 +364,18 @@ class ServerInstance:
         """Look at a silent server until it is certain whether it hangs, or until it generates again."""
         looks: list[Look] = []
         slots: bytes | None = None
+        given_up: set[FollowedAnswer] = set()
         try:
             with suppress(NoThreadError):  # the next look tries again
                 while (found := await self._window(server, slots)) is not None:
                     look, slots = found
+                    held = {answer for answer in self._followed if answer.unread_bytes} - given_up
+                    if look.neglects and held:
+                        # llama-cpp-python answers one request after the other: the others wait for a client that does not read.
+                        given_up |= held
+                        for answer in held:
+                            answer.give_up()
+                        continue
                     looks.append(look)
                     if (hung := hangs(self._silent_s(), looks)) is None:
                         continue

@@ -85,3 +85,76 @@ def test_a_server_that_nobody_wants_is_not_ended():
         assert launch._watching is None
 
     asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_client_that_does_not_read_is_given_up_before_its_server():
+    """llama-cpp-python holds its model's lock for it; the server was ended, and the answer of who waits behind it lost."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        paused = lend_passing(launch)
+        paused.unread_bytes = 70_000
+        launch.lend()
+        await pass_time(watched, 700)
+        assert paused.given_up == 1
+        give_back(launch, paused)
+        await pass_time(watched, 700)
+        assert launch.state is InstanceState.READY
+        await pass_time(watched, 300)  # it was not for that client
+        assert launch.crashed
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_client_that_cannot_be_given_up_does_not_keep_a_hung_server():
+    """Whatever holds its answer, it is asked once."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        paused = lend_passing(launch)
+        paused.unread_bytes = 70_000
+        launch.lend()
+        await pass_time(watched, 1600)
+        assert paused.given_up == 1
+        assert launch.crashed
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_server_that_drains_does_not_wait_for_ever_for_a_probe():
+    """A probe is no request that would have started the clock, and its own client may wait without a limit."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.lend(is_probe=True)
+        await pass_time(watched, 3600)
+        assert launch._watching is None
+        launch.drain()
+        await pass_time(watched, 1300)
+        assert launch.crashed
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_hang_after_a_pause_of_the_client_is_found():
+    """While nobody waited for it, the server counted as heard; then its client read on, and no request came."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        answer = lend_passing(launch)
+        answer.unread_bytes = 70_000
+        await pass_time(watched, 600)
+        assert launch._silent_since_s is None
+        answer.unread_bytes = 0
+        await pass_time(watched, 1300)
+        assert launch.crashed
+
+    asyncio.run(scenario())
