@@ -257,8 +257,9 @@ def _opened(storage: str) -> asyncio.Future[Store]:
 async def _unless(asked: asyncio.Event, work: asyncio.Future[T]) -> T | None:
     """The result of work in a thread; ``None`` if a signal comes first."""
     signalled = asyncio.ensure_future(asked.wait())
+    either: set[asyncio.Future[Any]] = {work, signalled}
     try:
-        await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         signalled.cancel()
         if not work.done():
