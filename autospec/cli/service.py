@@ -11,6 +11,7 @@ from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from autospec.service.lifecycle import Service
 
@@ -73,7 +74,8 @@ def uninstall(shell: Shell) -> None:
     """Stop the service and remove its file and its log. Recommendations, studies and settings stay."""
     service = _service(shell)
     words = "The service is removed.", "The service was not installed."
-    _tell_ended(shell, service, "uninstall", service.uninstall(), words)
+    folders = _state_dirs(shell, service)
+    _tell_ended(shell, service, "uninstall", service.uninstall(), words, state_dirs=folders)
 
 
 @command.command()
@@ -92,7 +94,8 @@ def stop(shell: Shell) -> None:
     """Stop the service until the next start or login."""
     service = _service(shell)
     words = "The service is stopped.", "The service was not running."
-    _tell_ended(shell, service, "stop", service.stop(), words)
+    folders = _state_dirs(shell, service)
+    _tell_ended(shell, service, "stop", service.stop(), words, state_dirs=folders)
 
 
 @command.command()
@@ -215,14 +218,28 @@ def _tell(
     shell.out(done if changed else nothing)
 
 
-def _tell_ended(shell: Shell, service: Service, action: str, changed: bool, words: tuple[str, str]) -> None:
+def _state_dirs(shell: Shell, service: Service) -> tuple[Path, ...]:
+    """The state folders of this shell and of the installed service, which another shell may have installed."""
+    installed = service.state_dir()
+    return tuple(dict.fromkeys([shell.settings.state_dir, *([installed] if installed else [])]))
+
+
+def _tell_ended(
+    shell: Shell,
+    service: Service,
+    action: str,
+    changed: bool,
+    words: tuple[str, str],
+    *,
+    state_dirs: tuple[Path, ...],
+) -> None:
     """Tell that it has ended, and end the proxy of a daemon that had crashed: no supervisor knows of it."""
     from autospec.daemon.children import end_left_proxy
 
-    left = end_left_proxy(shell.settings.state_dir)
-    _tell(shell, service, action, changed, words, ended_proxy=left)
-    if left is not None:
-        shell.out(f"The proxy that a crashed daemon had left (process {left}) is ended, too.")
+    left = [pid for folder in state_dirs if (pid := end_left_proxy(folder)) is not None]
+    _tell(shell, service, action, changed, words, ended_proxy=left[0] if left else None)
+    for pid in left:
+        shell.out(f"The proxy that a crashed daemon had left (process {pid}) is ended, too.")
 
 
 @contextmanager

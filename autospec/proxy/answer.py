@@ -38,8 +38,10 @@ class BackendLine(Protocol):
 _HEAD_BYTES = 64 * 1024
 # Data buffered for a slow reader before reading from the server is paused.
 _BUFFERED_BYTES = 256 * 1024
-# llama-server writes this comment into a stream that is silent (``--sse-ping-interval``), from the thread that waits for a token.
+# Comments in a stream that is silent, from a thread or task that only waits: llama-server's (``--sse-ping-interval``), and with the
+# time behind it sse-starlette's, every 15 s (llama-cpp-python). MLX's ``: keepalive N/M`` tells how far the prompt is read.
 _PING = b":\n\n"
+_TIMED_PING = b": ping - "
 _WITHOUT_BODY = frozenset({204, 304})
 # Methods after which a connection is reused. Not HEAD: llhttp cannot know that its answer has no body.
 _REUSED_AFTER = frozenset({"GET", "POST"})
@@ -143,7 +145,7 @@ class Answer:
         if not self.ended:
             self._parts.append(data)
             self._size += len(data)
-            if data != _PING:
+            if data != _PING and not data.startswith(_TIMED_PING):
                 self.told_bytes += len(data)
 
     def on_message_begin(self) -> None:

@@ -63,8 +63,9 @@ class Rules:
 
 # Requests that change nothing (RFC 9110 §9.2.1) read a running server. Monitors, dashboards and browsers (icons, `/.well-known/…`) send
 # them for ever, to whatever path, and must not load a model again after each unload. Two kinds of GET start one: llama.cpp's own page,
-# which a person opens in a browser (programs do not ask for HTML), and what the page asks for before a chat, because it may be open
-# still, or in the browser's cache.
+# which a person opens in a browser, and what the page asks for before a chat, because it may be open still, or in the browser's cache.
+# Some monitors ask for HTML, too (Uptime Kuma); only browsers say that they open a page: Chrome, Firefox and Safari by
+# Upgrade-Insecure-Requests (since 2015, 2016 and 2017), and by Sec-Fetch-Dest where they trust the address (https, this machine).
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _PAGES = frozenset({"/", "/index.html"})
 _OF_PAGES = frozenset({"/props", "/tools"})
@@ -76,7 +77,12 @@ def _may_start(request: web.BaseRequest, path: str) -> bool:
     """True if a request that changes nothing may start a model."""
     if request.method != "GET":
         return False
-    return path in _OF_PAGES or (path in _PAGES and "text/html" in request.headers.get("Accept", ""))
+    return path in _OF_PAGES or (path in _PAGES and _opens_a_page(request.headers))
+
+
+def _opens_a_page(headers: Mapping[str, str]) -> bool:
+    navigates = "Upgrade-Insecure-Requests" in headers or headers.get("Sec-Fetch-Dest") == "document"
+    return navigates and "text/html" in headers.get("Accept", "")
 
 
 def _is_polled(path: str) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -45,7 +45,7 @@ from autospec.serving.reconciler import ProxyDependencies
 from autospec.serving.server_pool import MeasuringDaemon
 from autospec.serving.supervisor import Supervisor
 from autospec.settings import Settings
-from autospec.store.database import open_store
+from autospec.store.database import Store, open_store
 from autospec.store.reader import newest_recommendation, read_recommendations
 
 __all__ = [
@@ -60,6 +60,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # OPEN_MAX of macOS, which refuses more.
 _OPEN_FILES = 10240
@@ -154,13 +156,16 @@ async def listen(
     ask_daemon: AskDaemon = no_daemon,
     grace_s: float = _GRACE_S,
     aim: Aim = Aim.SPEED,
+    store: Store | None = None,
 ) -> AsyncIterator[ListeningProxy]:
     """Run a `Proxy` on a socket while the context lasts; leaving it lets requests in progress end within `grace_s`.
+
+    `store` is that of `storage` if it is open already; it is closed at the end.
 
     Raises:
         AutospecError: The port is in use, or the address is not this machine's.
     """
-    samples = SampleWriter(open_store(storage))
+    samples = SampleWriter(store or await _opened(storage))
     proxy = Proxy(
         dispatch,
         rules,
@@ -221,6 +226,8 @@ async def run(
     with _signals(task) as asked:
         try:
             await link.start()
+            if (store := await _unless(asked, _opened(settings.storage))) is None:
+                return
             async with listen(
                 dispatch,
                 rules,
@@ -232,6 +239,7 @@ async def run(
                 daemon=lambda: link.daemon,
                 ask_daemon=partial(ask_daemon, settings.state_dir),
                 aim=dispatch.aim,
+                store=store,
             ) as listening:
                 ready(listening.base_url)
                 await asked.wait()
@@ -239,6 +247,24 @@ async def run(
         finally:
             # The link last: without it a daemon takes the machine while servers are still ending.
             await _close(dispatch.close, link.close)
+
+
+def _opened(storage: str) -> asyncio.Future[Store]:
+    """The database, opened in a thread: it may hang, and machines that share it wait for each other where tables are created."""
+    return in_thread(partial(open_store, storage), orphaned=lambda store: store.close())
+
+
+async def _unless(asked: asyncio.Event, work: asyncio.Future[T]) -> T | None:
+    """The result of work in a thread; ``None`` if a signal comes first."""
+    signalled = asyncio.ensure_future(asked.wait())
+    either: set[asyncio.Future[Any]] = {work, signalled}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signalled.cancel()
+        if not work.done():
+            work.cancel()
+    return None if work.cancelled() else work.result()
 
 
 async def _end(samples: SampleWriter) -> None:

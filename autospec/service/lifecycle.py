@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import autospec
 from autospec.catalog.folders import places
-from autospec.errors import ServiceError
+from autospec.errors import ServiceError, SettingsError
 from autospec.files import PRIVACY_HINT, launchd_dir, replace_file
 from autospec.service.definition import (
     DAEMON_ARGUMENTS,
@@ -34,7 +35,7 @@ from autospec.service.definition import (
 )
 from autospec.service.launchd import LABEL, Launchd
 from autospec.service.systemd import UNIT, Systemd
-from autospec.settings import KEYS, Settings
+from autospec.settings import KEYS, Settings, load_settings
 
 __all__ = [
     "Service",
@@ -132,6 +133,14 @@ class Service:
     def variables(self) -> dict[str, str]:
         """The environment variables of the installed service, without PATH."""
         return self.supervisor.variables(self._installed_text() or "")
+
+    def state_dir(self) -> Path | None:
+        """The state folder of the installed service; ``None`` if it is not installed, or its settings cannot be read."""
+        if self._installed_text() is None:
+            return None
+        with _environment(self.variables()), suppress(SettingsError):
+            return load_settings().state_dir
+        return None
 
     def plan(self) -> ServicePlan:
         """What `install` would do; raises ServiceError without a supervisor. Changes nothing."""
@@ -310,6 +319,21 @@ def service_here(settings: Settings) -> Service:
         version=autospec.__version__,
     )
     return Service(supervisor, definition)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """The environment of a service instead of this shell's, as far as folders and settings go: platformdirs reads it itself."""
+    before = dict(os.environ)
+    try:
+        for name in before:
+            if name in _FOLDERS or name.startswith("AUTOSPEC_"):
+                del os.environ[name]
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def refuse_root(uid: int, environ: Mapping[str, str]) -> None:

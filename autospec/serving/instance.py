@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import partial
 from hashlib import sha256
 from http.client import HTTPConnection, HTTPException
+from itertools import takewhile
 from statistics import fmean
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -57,6 +58,10 @@ _IDLE: Final = (0.0002, 0.00003)
 _IDLE_MLX: Final = (0.0007, 0.0001)
 # A server that answers is idle so many windows on end before it hangs.
 _IDLE_WINDOWS: Final = 3
+# And for so many windows somebody waited for it meanwhile: clients may give up after a minute and come back later. Within an hour, so
+# that rare short calls, of which the model knows nothing, do not add up.
+_NEGLECTED_WINDOWS: Final = 1.5
+_ROW_WINDOWS: Final = 12
 # The longest silence of a server that computes and of which nothing tells that it gets on. ik_llama.cpp answers no question while
 # it reads a prompt, on a CPU for 30 to 60 minutes (its issue 1210); nor does llama-server with more streams than HTTP threads.
 # Some hangs compute for ever (llama.cpp issue 27329); they are not found where a server answers and shows no slots.
@@ -130,15 +135,22 @@ def hangs(silent_s: float, looks: Sequence[Look]) -> bool | None:
     That it answers proves nothing: llama-server and MLX answer ``/health`` from other threads than the one that decodes, and
     recent builds of llama-server ``/slots``, too. That it is silent proves nothing either, while it computes.
     """
-    last, recent = looks[-1], looks[-_IDLE_WINDOWS:]
+    last = looks[-1]
+    idle = list(takewhile(lambda look: not look.computes, reversed(looks)))[:_ROW_WINDOWS]
+    busy = list(takewhile(lambda look: look.computes, reversed(looks)))
+    # Of a silence in which it was idle before, only the time since then is that of one piece of work.
+    busy_s = silent_s if len(busy) == len(looks) else len(busy) * _WINDOW_S
     # The first look has no slots to compare with; and a machine that was paused has been silent for long at once.
-    too_long = silent_s >= _LONGEST_S and len(looks) > 1
+    too_long = busy_s >= _LONGEST_S and len(looks) > 1
     if last.moved:
         return False
     if not last.answers:
-        return True if not last.computes or too_long else None
-    if last.neglects:
-        return True if len(recent) == _IDLE_WINDOWS and all(look.neglects for look in recent) else None
+        return True if idle or too_long else None
+    if idle:
+        neglected = sum(min(1.0, look.waiting) for look in idle)
+        if len(idle) < _IDLE_WINDOWS or 0.0 < neglected < _NEGLECTED_WINDOWS:
+            return None
+        return neglected > 0.0
     if last.moved is None or last.waiting < 0.5:
         return False
     return True if too_long else None
@@ -234,6 +246,9 @@ class ServerInstance:
             self._enter(InstanceState.STOPPING)  # it is stopped as soon as it has started
         elif self.state is InstanceState.READY:
             self._enter(InstanceState.DRAINING)
+            # It stops after the last lease, so that of a probe counts, too.
+            if self.leases and self._silent_since_s is None:
+                self._silent_since_s = self._clock()
             self._stop_unused()
 
     def stop(self) -> None:
@@ -333,6 +348,10 @@ class ServerInstance:
         if generated != self._generated_bytes or (self.leases and not self._waiting):
             self._generated_bytes = generated
             self._heard()
+        elif self._silent_since_s is None and any(
+            answer.generates and not answer.unread_bytes for answer in self._followed
+        ):
+            self._silent_since_s = self._clock()  # its client took nothing for a while, and reads again
         return self._silent_s() >= _SILENCE_S
 
     def _silent_s(self) -> float:
@@ -345,10 +364,18 @@ class ServerInstance:
         """Look at a silent server until it is certain whether it hangs, or until it generates again."""
         looks: list[Look] = []
         slots: bytes | None = None
+        given_up: set[FollowedAnswer] = set()
         try:
             with suppress(NoThreadError):  # the next look tries again
                 while (found := await self._window(server, slots)) is not None:
                     look, slots = found
+                    held = {answer for answer in self._followed if answer.unread_bytes} - given_up
+                    if look.neglects and held:
+                        # llama-cpp-python answers one request after the other: the others wait for a client that does not read.
+                        given_up |= held
+                        for answer in held:
+                            answer.give_up()
+                        continue
                     looks.append(look)
                     if (hung := hangs(self._silent_s(), looks)) is None:
                         continue

@@ -7,7 +7,7 @@ repeat a call (tenacity, stamina) do not fit.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -120,15 +120,6 @@ def maps_files(args: Sequence[str]) -> bool:
     return mapped
 
 
-def _bytes_of(files: Iterable[Path]) -> int:
-    """Size of the files that exist."""
-    size = 0
-    for file in files:
-        with suppress(OSError):
-            size += file.stat().st_size
-    return size
-
-
 def launch_seconds(model: Model, draft: Model | None) -> float:
     """Estimate the time from start to ready."""
     size = model.size_bytes + (0 if draft is None else draft.size_bytes)
@@ -228,6 +219,7 @@ class LaunchOptions:
         section, projector = self.registry.own.of(model), self.projector(model)
         extra = [adapter.path for adapter in section.lora] if section else []
         extra += [Path(section.mmproj)] if section and section.mmproj else []
+        extra += [projector] if projector else []
         args = self.args(model)
         copied = any(repacks(m.quantization, args, platform.machine()) for m in (model, draft) if m)
         memory = footprint(
@@ -237,7 +229,8 @@ class LaunchOptions:
             # MLX copies the weights.
             maps_weights=self._on_cpu and model.format == "gguf" and maps_files(args) and not copied,
             limit_bytes=self.limit_bytes,
-            more_bytes=_bytes_of([*extra, projector] if projector else extra),
+            # Looked up: this runs on the event loop, and the disk of a file may hang.
+            more_bytes=sum(self.registry.sizes.get(file, 0) for file in extra),
         )
         took_s = self._pool.took_s(name, drafting)
         return LaunchEstimate(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)

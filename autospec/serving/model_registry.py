@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -53,7 +54,7 @@ class ModelRegistry:
 
     Every complete language model is offered, including small ones that also serve as draft models. Draft heads are not:
     they cannot answer alone. Nor are models of a format without an engine; `refused` says why, by format. `own` is what the
-    config says of single models.
+    config says of single models, and `sizes` has the bytes of the files that servers load besides models.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class ModelRegistry:
         engines: Mapping[Format, Engine],
         refused: Mapping[Format, str] = MappingProxyType({}),
         own: OwnSettings | None = None,
+        sizes: Mapping[Path, int] = MappingProxyType({}),
     ) -> None:
         self.catalog = models
         self.own = own or OwnSettings()
+        self.sizes = sizes
         # Of several files with one name only the first is offered.
         whole = {m.name: m for m in reversed(models) if m.head is None and m.format in engines}
         self.models = tuple(m for m in models if whole.get(m.name) is m)
@@ -98,7 +101,7 @@ class ModelRegistry:
         if not engines:
             return self
         refused = {kind: why for kind, why in self._reasons.items() if kind not in engines}
-        return ModelRegistry(self.catalog, {**self.engines, **engines}, refused, self.own)
+        return ModelRegistry(self.catalog, {**self.engines, **engines}, refused, self.own, self.sizes)
 
     def find(self, name: str) -> Model:
         """Find the model with a client's name for it, or with the path of an offered model; other paths are refused.
@@ -157,7 +160,20 @@ def read_registry(
 ) -> ModelRegistry:
     """Scan the disk for models; blocks."""
     catalog = scan(settings)
-    return ModelRegistry(catalog.models, engines, refused, catalog.own)
+    return ModelRegistry(catalog.models, engines, refused, catalog.own, _sizes(catalog.own))
+
+
+def _sizes(own: OwnSettings) -> dict[Path, int]:
+    """Bytes of the adapters and projectors that exist."""
+    files = {projector for beside in own.projectors.values() for projector in beside}
+    for section in own.sections.values():
+        files |= {adapter.path for adapter in section.lora}
+        files |= {Path(section.mmproj)} if section.mmproj else set()
+    sizes = {}
+    for file in files:
+        with suppress(OSError):
+            sizes[file] = file.stat().st_size
+    return sizes
 
 
 _log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from autospec.catalog.model import Model
-from autospec.errors import AutospecError, OverloadedError, UnknownModelError
+from autospec.errors import AutospecError, OverloadedError, StoreError, UnknownModelError
 from autospec.hardware.energy import aim_in_force
 from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
 from autospec.serving.advice import (
@@ -38,6 +38,7 @@ from autospec.settings import Settings
 
 __all__ = ["Supervisor"]
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 # How often the database is polled for new recommendations: an indexed read of 0.3 ms.
@@ -73,10 +74,11 @@ class Supervisor:
         self._switched_off: Mapping[str, str] = {}  # as far as it is applied
         # Scans and reads must take effect in the order in which they were made.
         self._looking = asyncio.Lock()
-        self._scanned_at_s = self._clock()
+        self._scanned_at_s = self._scan_begun_s = self._clock()
         self._scan: asyncio.Task[None] | None = None
         self._scanning: asyncio.Future[ModelRegistry] | None = None  # in its thread; it may hang
         self._learning: asyncio.Future[dict[str, ModelAdvice]] | None = None  # likewise
+        self._reading: asyncio.Future[Any] | None = None  # likewise
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -84,11 +86,24 @@ class Supervisor:
     async def start(cls, settings: Settings, dependencies: ProxyDependencies) -> Self:
         """Scan the disk, read the recommendations, and start the control loop. Starts no server yet.
 
+        A folder that does not answer keeps it from nothing but the models and the recommendations, which come when it answers.
+
         Raises:
             AutospecError: A setting is invalid, or the disk or the database cannot be read.
         """
-        supervisor = cls(settings, dependencies, await in_thread(dependencies.registry))
-        await supervisor.refresh()
+        scan, registry = in_thread(dependencies.registry), ModelRegistry((), {})
+        if (await asyncio.wait({scan}, timeout=_SCAN_WAIT_S))[0]:
+            registry = scan.result()
+        supervisor = cls(settings, dependencies, registry)
+        if not scan.done():
+            _log.warning("No model is known yet: a folder of model_dirs or a backend does not answer.")
+            supervisor._scanning = scan
+        try:
+            await supervisor.refresh()
+        except StoreError:
+            raise
+        except AutospecError as error:  # of `_learn`, which the poll repeats
+            _log.warning("%s", error)
         supervisor._run(supervisor._reconciler.run())
         supervisor._run(supervisor._watch_recommendations())
         return supervisor
@@ -241,17 +256,27 @@ class Supervisor:
         """
         async with self._looking:
             switched_off = await in_thread(self._switches.read)
-            newest = await in_thread(self._dependencies.newest)
+            newest = await self._read(self._dependencies.newest)
             if newest == self._newest:
                 if switched_off != self._switched_off:
                     await self._learn()
                 return
-            self._stored = await in_thread(self._dependencies.recommendations)
+            self._stored = await self._read(self._dependencies.recommendations)
             if self._newest >= 0:
                 # They may need a build or a draft model that is newer than the last scan.
                 await self._look()
             await self._learn()
             self._newest = newest  # last, so that a failure is tried again
+
+    async def _read(self, read: Callable[[], T]) -> T:
+        """Read the database, for a bounded time: whoever looks at the disk or switches drafting waits behind this."""
+        if self._reading is None or self._reading.done():
+            self._reading = reading = in_thread(read)
+            reading.add_done_callback(lambda late: late.cancelled() or late.exception())
+            if (await asyncio.wait({reading}, timeout=_SCAN_WAIT_S))[0]:
+                return reading.result()
+        # A read that hangs is not begun a second time: each one would hold a thread and a connection.
+        raise StoreError("The database does not answer.", "Look at the setting `storage`, and at its server.")
 
     async def _learn(self) -> None:
         registry, stored = self._reconciler.options.registry, self._stored
@@ -284,9 +309,9 @@ class Supervisor:
         while True:
             await asyncio.sleep(pause_s)
             try:
-                await self.refresh()
-                if self._scan_is_due():
+                if self._scan_is_due():  # first, because it does not need the database
                     await self._rescanned()
+                await self.refresh()
                 logged, pause_s = False, _POLL_S
             except Exception as error:  # noqa: BLE001 - polling must go on
                 expected = isinstance(error, AutospecError)
@@ -298,7 +323,9 @@ class Supervisor:
                 logged, pause_s = True, _POLL_S if expected else _RESCAN_S
 
     def _scan_is_due(self) -> bool:
-        """True if builds and files may have been replaced since the last scan, and that matters now."""
+        """True if builds and files may have been replaced since the last scan, and that matters now; or if a late one ended."""
+        if self._scanning is not None and self._scanning.done():
+            return True
         age_s = self._clock() - self._scanned_at_s
         if self._reconciler.is_unsettled:
             return age_s >= MISSED_S
@@ -306,50 +333,64 @@ class Supervisor:
 
     async def _find(self, name: str) -> Model:
         """The model with a client's name for it; without a name, the model of the last request or the only one."""
+        try:
+            return self._known(name)
+        except UnknownModelError:
+            if not name.strip() and self._scanning is None:
+                raise
+            await self._rescanned()
+        if not self._reconciler.options.registry.models and self._scanning is not None:
+            raise OverloadedError(
+                "The models are not known yet: a folder of model_dirs or a backend does not answer.",
+                "Try again in a moment, or look at model_dirs.",
+            )
+        return self._known(name)  # also if the scan takes too long: meanwhile an earlier one may have ended
+
+    def _known(self, name: str) -> Model:
         registry = self._reconciler.options.registry
         if not name.strip():
             only = registry.models[0].name if len(registry.models) == 1 else ""
             latest = self._reconciler.demand.latest()
             name = latest if registry.has(latest) else only
-        try:
-            return registry.find(name)
-        except UnknownModelError:
-            if not name.strip() or not await self._rescanned():
-                raise
-        return self._reconciler.options.registry.find(name)
+        return registry.find(name)
 
-    async def _rescanned(self) -> bool:
-        """Scan the disk again, unless that was done recently; concurrent callers share one scan. False if it takes too long."""
+    async def _rescanned(self) -> None:
+        """Scan the disk again, unless that was done recently or takes too long; concurrent callers share one scan."""
         if self._scan is None:
-            if self._clock() - self._scanned_at_s < _RESCAN_S:
-                return False
+            is_late = self._scanning is not None and self._scanning.done()
+            if self._clock() - self._scanned_at_s < _RESCAN_S and not is_late:
+                return
             self._scan = self._run(self._rescan())
         scan = self._scan
-        if not (await asyncio.wait({scan}, timeout=_SCAN_WAIT_S))[0]:
-            return False
-        scan.result()
-        return True
+        if (await asyncio.wait({scan}, timeout=_SCAN_WAIT_S))[0]:
+            scan.result()
 
     async def _rescan(self) -> None:
         try:
             async with self._looking:
-                await self._look()
+                await self._look(late=True)
                 try:
                     await self._learn()
                 except AutospecError as error:  # a new model is served without its recommendations
+                    self._newest = -1  # the poll tries again
                     _log.warning("%s", error)
         finally:
             self._scan = None
 
-    async def _look(self) -> None:
+    async def _look(self, *, late: bool = False) -> None:
         """Scan the disk and probe the backends; keep the last result if that fails or takes too long.
 
         A scan that hangs is not begun a second time: each one would hold a thread. A late result is taken by the next look, which
-        scans again, as it may be hours old.
+        scans again, as it may be hours old; with `late`, one that is as young as a scan may be is enough.
         """
         if self._scanning is not None and self._scanning.done():
             self._offer(self._scanning)
+            if late and self._clock() - self._scan_begun_s < _SCAN_S:
+                self._scanned_at_s = self._clock()
+                return
         wait_s = 0.0 if self._scanning is not None else _SCAN_WAIT_S
+        if self._scanning is None:
+            self._scan_begun_s = self._clock()
         scan = self._scanning = self._scanning or in_thread(self._dependencies.registry)
         try:
             if (await asyncio.wait({scan}, timeout=wait_s))[0]:

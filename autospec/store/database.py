@@ -48,7 +48,9 @@ __all__ = ["CellLocks", "Store", "connect_args", "durable", "first_use", "open_s
 _SQLITE_BUSY_TIMEOUT_S = 30.0
 # For each address of a PostgreSQL; libpq waits for ever, psycopg for two minutes.
 _CONNECT_TIMEOUT_S = 10
-_LIBPQ = frozenset({"psycopg", "psycopg2"})  # drivers that take its names
+# A host that has vanished is noticed after 60 s of silence and three probes 20 s apart (documentation of PostgreSQL, 34.1.2).
+_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 60, "keepalives_interval": 20, "keepalives_count": 3}
+_LIBPQ = frozenset({"psycopg", "psycopg2"})  # drivers that take these names
 
 
 class Store:
@@ -308,13 +310,17 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
 
 
 def connect_args(url: str | sa.URL) -> dict[str, Any]:
-    """Arguments of a database's driver: how long it waits for a file that is locked, or for a server that does not answer."""
+    """Arguments of a database's driver: how long it waits for a file that is locked, or for a server that does not answer.
+
+    What the URL says itself is left out.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return {"timeout": _SQLITE_BUSY_TIMEOUT_S}
-    if parsed.get_driver_name() in _LIBPQ and "connect_timeout" not in parsed.query:
-        return {"connect_timeout": _CONNECT_TIMEOUT_S}
-    return {}
+    if parsed.get_driver_name() not in _LIBPQ:
+        return {}
+    limits = {"connect_timeout": _CONNECT_TIMEOUT_S, **_KEEPALIVES}
+    return {name: value for name, value in limits.items() if name not in parsed.query}
 
 
 def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
@@ -357,8 +363,6 @@ def plain_errors(engine: sa.Engine) -> Iterator[None]:
 # Advisory locks are numbers that all users of the database share: ours start with these 15 bits.
 _OURS = 0x6175 << 48
 _TABLES = _OURS | 0xFFFF_FFFF_FFFF
-# After 60 s of silence, three probes 20 s apart; libpq's names (documentation, 34.1.2).
-_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 60, "keepalives_interval": 20, "keepalives_count": 3}
 
 
 class CellLocks:
@@ -377,8 +381,7 @@ class CellLocks:
         self._engine: sa.Engine | None = None
         self._connection: sa.Connection | None = None
         if make_url(url).get_backend_name() == "postgresql":
-            arguments = connect_args(url) | _KEEPALIVES
-            self._engine = sa.create_engine(url, connect_args=arguments, poolclass=sa.NullPool)
+            self._engine = sa.create_engine(url, connect_args=connect_args(url), poolclass=sa.NullPool)
 
     def take(self, cell_key: str) -> bool:
         """Lock a cell; False if another process, here or on another machine, has it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import sys
@@ -103,6 +104,7 @@ class Llama:
 
     def __init__(self):
         self.draft_model, self.resets, self.verbose, self.clock = Lookup(), 0, True, 0.0
+        self.n_tokens = 0
 
     def n_ctx(self):
         """Its size."""
@@ -115,16 +117,22 @@ class Llama:
     def generate(self, tokens):
         """Proposes as ``Llama.generate`` does: after a batch's tokens have been taken."""
         self.clock += 0.2
+        self.n_tokens = len(tokens)
         yield from (1, 2)
         for answer in ((3, 4), (5,)):
             if self.draft_model is not None:
                 self.draft_model(tokens)
             self.clock += 0.1
+            self.n_tokens += len(answer)
             yield from answer
 
     def create_chat_completion(self):
         """Not streamed."""
         return {}
+
+    def create_embedding(self, text):
+        """No tokens are counted."""
+        return [float(len(text))]
 
 
 def metered(ngram_size=None):
@@ -149,8 +157,26 @@ def test_times_and_counts():
             "draft_n_accepted": 2,
         }
     )
-    assert meter.slot() == {"id": 0, "n_ctx": 512, "is_processing": False, "speculative": True}
+    assert meter.slot() == {
+        "id": 0,
+        "n_ctx": 512,
+        "is_processing": False,
+        "speculative": True,
+        "n_tokens": 7,
+        "n_answered": 1,
+    }
     assert meter._lookup.max_ngram_size == 4
+
+
+def test_the_slot_moves_while_the_model_works():
+    """In an answer that is not streamed, and over a job of embeddings; the proxy took both for a hang after two hours."""
+    meter, llama = metered(4)
+    seen = [json.dumps(meter.slot())]
+    seen += [json.dumps(meter.slot()) for token in llama.generate([1, 2]) if token in (1, 3, 5)]
+    for _ in range(2):
+        assert llama.create_embedding("two") == [3.0]
+        seen.append(json.dumps(meter.slot()))
+    assert len(set(seen)) == len(seen)
 
 
 def test_off_names_no_drafts():

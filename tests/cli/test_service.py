@@ -121,6 +121,24 @@ def test_the_proxy_of_a_crashed_daemon_ends_with_the_service(linux, left, state,
     assert again["ended_proxy"] is None
 
 
+@pytest.mark.parametrize("action", ["stop", "uninstall"])
+def test_the_proxy_is_found_from_another_shell(linux, left, action, monkeypatch):
+    """The service has the folders of the shell that installed it; this one's had no such proxy, and the port stayed taken."""
+    run("install")
+    (linux / "active").write_text("failed")
+    monkeypatch.setenv("AUTOSPEC_HOME", str(linux / "another"))
+    assert json.loads(run(action, "--json").stdout)["ended_proxy"] == left.pid
+    assert left.wait(5) is not None
+    assert os.environ["AUTOSPEC_HOME"] == str(linux / "another")
+
+
+def test_without_a_service_no_other_folder_is_looked_in(linux, left, monkeypatch):
+    """A proxy beside it is somebody's own."""
+    monkeypatch.setenv("AUTOSPEC_HOME", str(linux / "another"))
+    assert json.loads(run("uninstall", "--json").stdout)["ended_proxy"] is None
+    assert left.poll() is None
+
+
 def test_the_proxy_of_another_daemon_goes_on(linux, left, autospec_home):
     """One in a terminal, beside a service that is installed and does not run."""
     run("install")

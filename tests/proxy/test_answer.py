@@ -80,6 +80,22 @@ def test_what_comes_after_the_answer_does_not_change_it(extra, together):
     assert end == "closed"
 
 
+@pytest.mark.parametrize(
+    ("comment", "counts"),
+    [
+        (b":\n\n", False),
+        (b": ping - 2026-11-30 17:00:00.000001+00:00\r\n\r\n", False),
+        (b": keepalive 512/2048\n\n", True),
+        (b'data: {"content": ": ping - "}\n\n', True),
+    ],
+)
+def test_what_counts_as_generated(comment, counts):
+    """Pings of llama-server and of llama-cpp-python's sse-starlette come while the model hangs; MLX counts its prompt."""
+    answer, body, _ = fed(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(comment), comment))
+    assert body == b"ok" + comment
+    assert answer.told_bytes == len(b"ok") + counts * len(comment)
+
+
 def test_trailers_are_no_headers():
     """RFC 9110 §6.5.1: they are merged only where a field is known to allow it."""
     answer, body, end = fed(CHUNKED + b"0\r\nSet-Cookie: x=y\r\n\r\n")

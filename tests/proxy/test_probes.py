@@ -139,6 +139,8 @@ def test_probes_do_not_stop_a_measurement(proxy):
 
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+# Browsers, on an address of the LAN and on this machine.
+PAGE_OPENED = [HTML | {"Upgrade-Insecure-Requests": "1"}, HTML | {"Sec-Fetch-Dest": "document"}]
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,13 @@ HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
         ("GET", "/healthz", {}),
         ("GET", "/api/version", {}),
         ("GET", "/.well-known/appspecific/com.chrome.devtools.json", {}),
-        ("GET", "/favicon.ico", HTML),
+        ("GET", "/favicon.ico", PAGE_OPENED[0]),
         ("GET", "/", {}),
-        ("HEAD", "/", HTML),
+        ("GET", "/", HTML),  # Uptime Kuma
+        ("GET", "/index.html", HTML),
+        ("GET", "/", HTML | {"Sec-Fetch-Dest": "empty"}),
+        ("GET", "/", {"Accept": "*/*", "Upgrade-Insecure-Requests": "1"}),
+        ("HEAD", "/", PAGE_OPENED[0]),
         ("HEAD", "/props", {}),
         ("HEAD", "/v1/chat/completions?model=main", {}),
         ("OPTIONS", "/", {}),
@@ -171,12 +177,13 @@ def test_polls_start_no_model(loop, dispatch, storage, method, path, headers, de
     assert not dispatch.wanted
 
 
+@pytest.mark.parametrize("opened", PAGE_OPENED)
 @pytest.mark.parametrize("named", ["", "?model=main"])
-def test_a_page_that_a_person_opens_starts_the_model(loop, dispatch, storage, named):
+def test_a_page_that_a_person_opens_starts_the_model(loop, dispatch, storage, named, opened):
     """llama.cpp's own, and what it asks for before a chat; that counts as use."""
     dispatch.running = False
     with proxy_over(loop, dispatch, storage) as proxy:
-        for path, headers in (("/", HTML), ("/props", {}), ("/tools", {})):
+        for path, headers in (("/", opened), ("/props", {}), ("/tools", {})):
             assert ask(proxy, "GET", path + named, headers=headers).status_code == 200
     assert [w.is_probe for w in dispatch.wanted] == [False] * 3
 

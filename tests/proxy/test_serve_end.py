@@ -163,3 +163,34 @@ def test_a_database_that_hangs_does_not_keep_the_proxy_from_ending(monkeypatch):
             busy.set()
 
     asyncio.run(scenario())
+
+
+def test_a_signal_ends_it_while_its_database_hangs(lent, tmp_path, monkeypatch):
+    """The database was opened on the event loop: Ctrl-C did nothing."""
+    dispatch, hung, closed, listened = OneModel([lent]), threading.Event(), threading.Event(), []
+    dispatch.aim = Aim.SPEED
+
+    class Store:
+        def close(self):
+            closed.set()
+
+    def opened_late(_url):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert hung.wait(20)
+        return Store()
+
+    async def opened(*_args):
+        return dispatch
+
+    monkeypatch.setattr(serve, "open_supervisor", opened)
+    monkeypatch.setattr(serve, "open_store", opened_late)
+    monkeypatch.setattr(serve, "keywords", lambda: None)
+    settings = load_settings(environ={"AUTOSPEC_HOME": str(tmp_path)})
+    asyncio.run(
+        asyncio.wait_for(
+            serve.run(settings, Rules(), port=0, ready=listened.append, ending=lambda _: None), 10
+        )
+    )
+    assert (dispatch.closed, listened) == (True, [])
+    hung.set()
+    assert closed.wait(10)

@@ -51,8 +51,17 @@ BUSY = 0.9
         pytest.param(600, [Look(IDLE, True, True)] * 3, False, id="its slots move: never"),
         pytest.param(90, [Look(BUSY, True, False)] * 17, None, id="computes, and its slots stand still"),
         pytest.param(120, [Look(BUSY, True, False)] * 23, True, id="the same for two hours: it spins"),
-        pytest.param(20, [Look(IDLE, True, False, waiting=0.1)] * 3, False, id="hardly anybody waits"),
         pytest.param(20, [Look(IDLE, True, waiting=0.0)] * 3, False, id="nobody waits"),
+        pytest.param(10, [Look(IDLE, True, waiting=0.0)], None, id="nobody waits: somebody may come back"),
+        pytest.param(40, [Look(IDLE, True, False, waiting=0.2)] * 7, None, id="clients leave after a minute"),
+        pytest.param(45, [Look(IDLE, True, False, waiting=0.2)] * 8, True, id="and come back until it is certain"),
+        pytest.param(30, [Look(IDLE, True, waiting=0.7)] + [Look(IDLE, True, waiting=0.0)] * 3, None, id="one has left"),
+        pytest.param(50, [Look(IDLE, True, waiting=20.0)] + [Look(IDLE, True, waiting=0.0)] * 7, None, id="twenty at once"),
+        pytest.param(600, [Look(IDLE, True, waiting=0.1)] * 100, None, id="rare short calls do not add up"),
+        pytest.param(70, [Look(IDLE, True, waiting=0.7)] + [Look(IDLE, True, waiting=0.0)] * 12, False, id="an hour ago"),
+        pytest.param(25, [Look(IDLE, True, False, waiting=0.4)] * 3 + [Look(BUSY, True, True)], False, id="it works again"),
+        pytest.param(600, [Look(IDLE, True, waiting=0.1)] * 90 + [Look(BUSY, True, False)], None, id="a long prompt after all"),
+        pytest.param(600, [Look(IDLE, True, waiting=0.1)] * 90 + [Look(BUSY, False)], None, id="that answers nothing"),
     ],
 )  # fmt: skip
 def test_what_a_hang_is(silent_min, looks, hung):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autospec.catalog.resolve import OwnSettings
 from autospec.drafting import OFF
+from autospec.serving import model_registry
 from autospec.serving.launch_options import Backoff, LaunchOptions, footprint, maps_files, repacks
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.server_pool import ServerPool
-from autospec.settings import load_settings
-from tests.serving.scene import ALPHA, HERE, MIB, Scene
+from autospec.settings import Adapter, ModelSettings, load_settings
+from tests.serving.scene import ALPHA, BETA, HERE, MIB, Scene
 
 GIB = 1024**3
 LIMIT = 64 * GIB
@@ -87,3 +90,35 @@ def test_copied_weights_are_not_shared():
         scene.settings, HERE, scene._scan_models(), ServerPool((), lambda: None, lambda: 0.0), Backoff()
     )
     assert not options.estimate(ALPHA.name, OFF).footprint.shared_bytes
+
+
+def test_what_is_loaded_besides_models_is_measured_with_the_scan(tmp_path, monkeypatch):
+    """The plan asked the disk every second, on the event loop: one dead network disk stopped all streams."""
+    files = [tmp_path / name for name in ("style.gguf", "named.gguf", "beside.gguf", "gone.gguf")]
+    for number, file in enumerate(files[:-1]):
+        file.write_bytes(b"x" * 10**number)
+    sections = [
+        ModelSettings(ALPHA.name, lora=(Adapter(files[0]), Adapter(files[3])), mmproj=str(files[1])),
+        ModelSettings(BETA.name),
+    ]
+    own = OwnSettings(
+        dict(zip((ALPHA.fingerprint, BETA.fingerprint), sections, strict=True)), {BETA.path: (files[2],)}
+    )
+    scene = Scene()
+    monkeypatch.setattr(model_registry, "scan", lambda _: SimpleNamespace(models=(ALPHA, BETA), own=own))
+    registry = model_registry.read_registry(scene.settings, scene._scan_models().engines, {})
+    plain = scene._scan_models()
+    for file in files[:-1]:
+        file.unlink()  # whoever asks the disk now finds nothing
+    pool, backoff = ServerPool((), lambda: None, lambda: 0.0), Backoff()
+    for found in (registry, registry.with_engines(registry.engines)):
+        more = {
+            name: LaunchOptions(scene.settings, HERE, found, pool, backoff)
+            .estimate(name, OFF)
+            .footprint.own_bytes
+            - LaunchOptions(scene.settings, HERE, plain, pool, backoff)
+            .estimate(name, OFF)
+            .footprint.own_bytes
+            for name in (ALPHA.name, BETA.name)
+        }
+        assert more == {ALPHA.name: 11, BETA.name: 100}

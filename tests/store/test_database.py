@@ -168,18 +168,22 @@ def test_the_newest_number_grows_with_every_recommendation(url, tmp_path):
     assert numbers == [(0, 0), (1, 1), (2, 2)]
 
 
+LIBPQ_BUT_TWO = {"keepalives": 1, "keepalives_interval": 20, "keepalives_count": 3}
+LIBPQ = {"connect_timeout": 10, "keepalives_idle": 60, **LIBPQ_BUT_TWO}
+
+
 @pytest.mark.parametrize(
     ("url", "arguments"),
     [
         ("sqlite:////a.db", {"timeout": 30.0}),
-        ("postgresql+psycopg://me@hub/autospec", {"connect_timeout": 10}),
-        ("postgresql+psycopg2://me@hub/autospec", {"connect_timeout": 10}),
-        ("postgresql+psycopg://me@hub/autospec?connect_timeout=3", {}),
+        ("postgresql+psycopg://me@hub/autospec", LIBPQ),
+        ("postgresql+psycopg2://me@hub/autospec", LIBPQ),
+        ("postgresql+psycopg://me@hub/autospec?connect_timeout=3&keepalives_idle=9", LIBPQ_BUT_TWO),
         ("postgresql+asyncpg://me@hub/autospec", {}),
     ],
 )
 def test_connecting_has_a_limit(url, arguments):
-    """Of the user's choice if there is one; a driver that is not libpq's has other names for it."""
+    """Of the user's choice if there is one, and a host that vanishes is noticed; another driver than libpq's has other names."""
     assert connect_args(url) == arguments
 
 

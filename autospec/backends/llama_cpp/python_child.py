@@ -117,8 +117,9 @@ class _Tally:
 class Meter:
     """Times and counts the answers of the server's model, which answers one request at a time.
 
-    It replaces ``generate``, ``create_chat_completion`` and ``draft_model`` of the server's ``llama_cpp.Llama`` by its
-    own, which call them. `ngram_size` is that of prompt lookup, ``None`` without drafting; `clock` gives seconds.
+    It replaces ``generate``, ``create_chat_completion``, ``create_embedding`` and ``draft_model`` of the server's
+    ``llama_cpp.Llama`` by its own, which call them. `ngram_size` is that of prompt lookup, ``None`` without drafting; `clock`
+    gives seconds.
     """
 
     def __init__(
@@ -128,10 +129,13 @@ class Meter:
         self._clock = clock
         self._tally = _Tally()
         self._busy = False
+        self._answered = 0
         self._generate = llama.generate
         self._answer = llama.create_chat_completion
+        self._embed = llama.create_embedding
         llama.generate = self.generate
         llama.create_chat_completion = self.create_chat_completion
+        llama.create_embedding = self.create_embedding
         llama.verbose = False  # its messages for loading are wanted, those for each request are not
         if ngram_size is not None:
             self._lookup = llama.draft_model
@@ -139,12 +143,18 @@ class Meter:
             llama.draft_model = self.propose
 
     def slot(self) -> dict[str, object]:
-        """The slot, as in llama.cpp's /slots."""
+        """The slot, as in llama.cpp's /slots.
+
+        Its last two numbers move while the model works: the proxy takes a server whose slots stand still for two hours for one
+        that hangs.
+        """
         return {
             "id": 0,
             "n_ctx": self._llama.n_ctx(),
             "is_processing": self._busy,
             "speculative": self._llama.draft_model is not None,
+            "n_tokens": self._llama.n_tokens,
+            "n_answered": self._answered,
         }
 
     def timings(self) -> dict[str, float]:
@@ -175,6 +185,14 @@ class Meter:
                 yield token
         finally:
             self._busy = False
+            self._answered += 1
+
+    def create_embedding(self, *args: Any, **options: Any) -> Any:
+        """As ``Llama.create_embedding``, which counts no tokens."""
+        try:
+            return self._embed(*args, **options)
+        finally:
+            self._answered += 1
 
     def create_chat_completion(self, *args: Any, **options: Any) -> Any:
         """As ``Llama.create_chat_completion`` for an answer that is not streamed, with ``timings``."""
