@@ -106,6 +106,7 @@ def survey(
         passes,
         longest,
         first=first,
+        cycle=backend.capabilities().cycle,
         uncut=keeps_state(model),
         rows=output_share(model),
     )
