@@ -318,7 +318,7 @@ def test_break_even_of_free_verifying_is_the_drafts_price():
 
 def test_break_even_above_one_means_it_never_pays():
     """A cycle of two tokens that costs three: two of the main model's and a draft as slow as it."""
-    curve = first_guess(10.0, {1: 10.0, 2: 30.0}, {}, 10.0, 1)
+    curve = first_guess(10.0, {1: 10.0, 2: 20.0}, {}, 10.0, 1)
     assert curve.break_even(1) == pytest.approx(1.5)
 
 
