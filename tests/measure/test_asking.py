@@ -253,11 +253,11 @@ def test_a_slow_model_gets_the_time_for_its_answers():
     """The limit grows with the slowest tokens so far; a usual model has ten minutes."""
     asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
     assert asking.request(PROMPT).timeout_s == 600.0
-    asking.learn(1000.0, 20.0)
+    asking.learn(100.0, 20.0)
     assert asking.request(PROMPT).timeout_s == 600.0
     answer = Completion("so", 4, 5, 500.0, 4 * 9000.0, 36_500.0, 0, 0, "length")
     asking.note("p", answer, off=True)
-    # Sixteen bytes are eight tokens at most.
-    assert asking.request(PROMPT).timeout_s == pytest.approx(4.0 * (8 * 1.0 + 64 * 9.0))
+    expected_s = PROMPT.size_bytes / 2.0 * 0.125 + 64 * 9.0
+    assert asking.request(PROMPT).timeout_s == pytest.approx(4.0 * expected_s)
     asking.learn(0.0, 10.0)
     assert asking.request(PROMPT).timeout_s > 2000.0, "the slowest counts"
