@@ -25,6 +25,7 @@ from autospec.hardware.readings import available_memory_bytes
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
+from autospec.measure.verdict import decide, refused
 from autospec.recommendations import (
     CONDITIONS,
     FAILING,
@@ -70,6 +71,9 @@ from autospec.tuning.study import OPENED
 from autospec.tuning.winners import choose_winners
 
 __all__ = ["Tuning"]
+
+# End of the reason why a drafting is not enabled whose proof was clean.
+_IN_SECOND_TURN = ", in the second turn of a chat"
 
 
 @dataclass(slots=True)
@@ -212,8 +216,10 @@ class Tuning:
             proof = proofs[cell.cell.key]
             if proof is None or cell.limits is None:
                 return
-            evidence = {**proof.evidence, LIMITS: cell.limits.to_json()}
-            store.save_recommendation(replace(proof, evidence=evidence), self.hardware, cell.cell)
+            checked = replace(proof, evidence={**proof.evidence, LIMITS: cell.limits.to_json()})
+            failing = {cell.winner: pairing.all_failing(cell.cell.key).get(cell.winner, frozenset())}
+            checked = with_failing(checked, failing, store.drafts, where=_IN_SECOND_TURN)
+            store.save_recommendation(checked, self.hardware, cell.cell)
 
         request = self.request
         with Launches(self.backend, str(request.model.path), request.settings(), resident=1) as launches:
@@ -227,7 +233,15 @@ class Tuning:
                 for key, proof in proofs.items()
                 if proof is not None
             }
-            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes, failing=failing)
+            pairing = PairedRunner(
+                launches,
+                asking,
+                store,
+                since=since,
+                shapes=shapes,
+                failing=failing,
+                on_failing=_notes_of(unchecked),
+            )
             for cell in unchecked:
                 pairing.note_stored(cell.cell.key, cell.winner)
             context = TuneContext(
@@ -360,9 +374,16 @@ class Tuning:
         context.launches.close()  # the checks need the memory
         by_key = {cell.cell.key: cell for cell in cells}
 
-        def keep_limits(subject: Subject, limits: Limits) -> None:
+        def keep_limits(subject: Subject, limits: Limits, failing: Mapping[str, str]) -> None:
             cell = by_key[subject.key]
             cell.limits = limits
+            for prompt_id, why in failing.items():
+                context.pairing.note_failing(subject.key, subject.drafting, prompt_id, why)
+            if failing:
+                decision = refused(cell.decision or decide((), 0), len(failing), _IN_SECOND_TURN)
+                if decision != cell.decision:
+                    self.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
+                cell.decision = decision
             keep(cell)
 
         known = {c.cell.key: context.pairing.known(c.cell.key, c.winner, Phase.PROVE) for c in cells}
