@@ -90,7 +90,7 @@ class OverallProof:
         self._save(answer)
 
     def _keep_failing(self, pairing: PairedRunner) -> None:
-        """Keep the prompts that were found to fail with the types' own recommendations: others mixes are answered from them."""
+        """Keep the prompts that were found to fail with the types' own recommendations: other mixes are answered from them."""
         store, cells = self._session.store, {c.cell.key: c for c in self._cells.values()}
         for stored in store.recommendations(cell_keys=list(cells)):
             cell = cells[stored.cell_key]
@@ -112,10 +112,10 @@ class OverallProof:
             kind: len(own) for kind in request.suite.types() if (own := request.suite.of(kind, Half.PROVE))
         }
         known = known_types(store, found, prompts)
-        for kind, own in known.items():
-            for prompt_id in own.failing.get(OFF, ()):  # it is not asked again
+        for kind, figures in known.items():
+            for prompt_id in figures.failing.get(OFF, ()):  # it is not asked again
                 self._failing.setdefault((self._key(kind), OFF), {}).setdefault(prompt_id, FAILED_BEFORE)
-        known = {kind: self._with_failing(kind, own) for kind, own in known.items()}
+        known = {kind: self._with_failing(kind, figures) for kind, figures in known.items()}
         samples = store.samples(
             since=time.time() - TRAFFIC_S, model=request.model.name, backend=self._cell.build.backend
         )
