@@ -94,7 +94,7 @@ def plain_speed(tps: float | None) -> str:
 def likely_words(r: Recommendation) -> str:
     """What is likely before the proof has finished: ``likely, +72 %, about 4 more minutes would prove it``; or nothing."""
     likely = r.evidence.get(LIKELY)
-    if r.verdict is not Verdict.UNDECIDED or not isinstance(likely, dict):
+    if r.verdict is not Verdict.UNDECIDED or r.fails or not isinstance(likely, dict):
         return ""
     speedup = likely.get("speedup")
     if not isinstance(speedup, int | float):

@@ -42,8 +42,9 @@ SCHEMA_VERSION = 1
 THRESHOLD: Final = 0.02
 
 # Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, what is likely before
-# the proof is finished (`autospec.tuning.build_recommendation`), where a proven drafting was checked besides (`Limits`), under which
-# conditions it was proven, and the energy per token where it is known (`autospec.measure.energy`).
+# the proof is finished (`autospec.tuning.build_recommendation`), where a proven drafting was checked besides (`Limits`), which prompts
+# fail (`autospec.tuning.resume`), under which conditions it was proven, and the energy per token where it is known
+# (`autospec.measure.energy`).
 USER_SETTINGS = "user_settings"
 MODEL_SETTINGS = "model_settings"
 LIKELY = "likely"
@@ -123,6 +124,12 @@ class Recommendation:
     created_at: str
     evidence: dict[str, Any] = field(default_factory=dict)
     aim: Aim = Aim.SPEED
+
+    @property
+    def fails(self) -> bool:
+        """Whether a prompt fails with `tried` that is answered without it."""
+        told = self.evidence.get(FAILING)
+        return isinstance(told, Mapping) and bool(told.get("drafted"))
 
     def __post_init__(self) -> None:
         if self.verdict is not Verdict.ENABLE and self.drafting != OFF:

@@ -46,7 +46,7 @@ from autospec.measure.log_ratios import (
 )
 from autospec.recommendations import THRESHOLD, Verdict
 
-__all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide", "refused"]
+__all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide", "failing_words", "refused"]
 
 # Increases when the same pairs may get another verdict: earlier proofs are then evaluated again from their pairs, at the look
 # that they were evaluated at.
@@ -244,12 +244,19 @@ def decide(
     )
 
 
-def refused(decision: Decision, failing: int) -> Decision:
-    """The decision about a drafting with so many prompts that fail with it and not without: users would get errors."""
+def refused(decision: Decision, failing: int, where: str = "") -> Decision:
+    """The decision about a drafting with so many prompts that fail with it and not without: users would get errors.
+
+    `where` is the end of the reason.
+    """
     if not failing or decision.verdict is Verdict.DISABLE:
         return decision
-    reason = f"{counted(failing, 'prompt')} {'fails' if failing == 1 else 'fail'} with drafting only"
-    return replace(decision, verdict=Verdict.UNDECIDED, final=True, reason=reason)
+    return replace(decision, verdict=Verdict.UNDECIDED, final=True, reason=failing_words(failing, where))
+
+
+def failing_words(failing: int, where: str = "") -> str:
+    """Why a drafting with so many failing prompts is not enabled, without the full stop."""
+    return f"{counted(failing, 'prompt')} {'fails' if failing == 1 else 'fail'} with drafting only{where}"
 
 
 @dataclass(frozen=True, slots=True)

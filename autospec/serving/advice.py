@@ -254,6 +254,8 @@ def _with_likely(found: Recommendation) -> Recommendation | None:
     likely = found.evidence.get(LIKELY)
     if not isinstance(likely, dict) or found.verdict is not Verdict.UNDECIDED or found.tried.is_off:
         return None
+    if found.fails:
+        return None  # an earlier version called it likely all the same
     speedup = likely.get("speedup")
     if found.status is not Status.PROVISIONAL or not isinstance(speedup, int | float) or speedup <= 1.0:
         return None

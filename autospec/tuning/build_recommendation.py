@@ -262,13 +262,15 @@ def likely_of(
     *,
     pair_s: float,
     launch_s: float,
+    failing: int = 0,
 ) -> dict[str, Any] | None:
     """The likely outcome of an unfinished proof, as evidence; ``None`` if the proof is over or nothing is likely.
 
     `proof` and `search` are the winner's pairs that count; those of the search had a part in choosing it, and are used if there
-    is no proof. `pair_s` is the time that a pair takes to ask, and `launch_s` that of one launch.
+    is no proof. `pair_s` is the time that a pair takes to ask, and `launch_s` that of one launch; `failing` is the number of prompts
+    that fail with the winner and not without.
     """
-    if cell.winner.is_off or (cell.decision is not None and cell.decision.final):
+    if cell.winner.is_off or failing or (cell.decision is not None and cell.decision.final):
         return None
     if cell.cell.aim is Aim.ENERGY:
         return None  # what is likely is worked out of times

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -31,7 +31,15 @@ from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.launches import Launches
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.request import TuneRequest, draft_file
-from autospec.tuning.resume import DRAFT_ID, CellHistory, note_begin, note_look, renewing, to_restart
+from autospec.tuning.resume import (
+    DRAFT_ID,
+    CellHistory,
+    note_begin,
+    note_failing,
+    note_look,
+    renewing,
+    to_restart,
+)
 from autospec.tuning.space import Space
 from autospec.tuning.study import WINNER, CellStudy, fails_with_any_setting, open_storage
 
@@ -210,6 +218,10 @@ class CellRun:
         """Note that these pairs were looked at after the current rounds: by this rule, no later tune may enable at this look."""
         self.history = note_look(self.study, self.history, self.winner, self.rounds, pairs)
 
+    def note_failing(self, drafting: Drafting, reasons: Mapping[str, str]) -> None:
+        """Note why prompts fail with a drafting that off answers, by prompt id."""
+        self.history = note_failing(self.study, self.history, drafting, reasons)
+
     def recall(self, history: CellHistory, space: Space) -> None:
         """Take over an earlier tune's choice, unless its draft is gone or was not named this time.
 
@@ -249,9 +261,8 @@ class CellRun:
             estimate = self.decision.estimate
             return CellProgress(self.prompt_type, self.winner, estimate.ratio, estimate.n, word)
         if self.searched:
-            return CellProgress(
-                self.prompt_type, self.winner, self.trial_values.get(self.winner), 0, "proving"
-            )
+            word = str(self.decision.verdict) if self.decision is not None and self.decided else "proving"
+            return CellProgress(self.prompt_type, self.winner, self.trial_values.get(self.winner), 0, word)
         drafting, ratio = self.best or (OFF, None)
         return CellProgress(self.prompt_type, drafting, ratio, 0, "searching")
 

@@ -7,7 +7,7 @@ launches. Each side is launched twice, and the order of the sides alternates.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -126,7 +126,8 @@ class LimitChecks:
         budget: What is left is used.
         pace: The time that the proof's requests took.
         launch_s: The time of one launch.
-        keep: Stores a subject's limits whenever they are new.
+        keep: Stores a subject's limits whenever they are new, with the prompts whose second turn fails with drafting only, by id, and why:
+            no limit keeps users from those.
         progress: Receives what is reported.
         served: The temperature that users sample with.
         aim: What is compared: times, or joules per token.
@@ -146,7 +147,7 @@ class LimitChecks:
     budget: Budget
     pace: Pace
     launch_s: float
-    keep: Callable[[Subject, Limits], None]
+    keep: Callable[[Subject, Limits, Mapping[str, str]], None]
     progress: Progress
     served: float = USUAL_TEMPERATURE
     aim: Aim = Aim.SPEED
@@ -262,7 +263,8 @@ class _DraftingChecks:
         self._calm = LoadGuard(watch, tools.progress.tell, limit_s=patience_s(tools.budget.total_s))
         self._pairs: dict[tuple[Condition, str], list[Pair]] = {}
         self._notes: dict[tuple[Condition, str], str] = {}
-        self._broken: set[tuple[Condition, str]] = set()  # requests fail with drafting alone
+        # Requests that fail with drafting alone: prompt and reason.
+        self._broken: dict[tuple[Condition, str], tuple[str, str]] = {}
         self._out_of_time: set[tuple[Condition, str]] = set()
         # Seconds of the first launch's pairs. The proof's pace does not tell it: a drafting may be far slower under a condition.
         self._took_s: dict[tuple[Condition, str], float] = {}
@@ -429,7 +431,7 @@ class _DraftingChecks:
             if not side.is_off:
                 # It fails because of the drafting, unless the other side fails too.
                 self._half(condition, subject, item, OFF, halves)
-                self._broken.add((condition, subject.key))
+                self._broken[condition, subject.key] = first.id, error.message
             raise
         halves[item.number, side.is_off] = measured
         if cut:
@@ -506,6 +508,11 @@ class _DraftingChecks:
                 temperature=tools.asking.temperature,
                 one_at_a_time=bool(self._silent) or drafts_alone(subject.known),
                 most_lost=tools.rule.threshold,
+            ),
+            dict(
+                found
+                for (broken, key), found in self._broken.items()
+                if broken.kind is Kind.SECOND_TURN and key == subject.key
             ),
         )
         ratio = "" if check.ratio is None else f"{check.ratio:.2f}×, {check.verdict}. "

@@ -206,6 +206,8 @@ def is_known(condition: Condition, known: Limits, wanted: LimitsDefinition) -> b
     check = checks.get(condition)
     if check is None or check.out_of_time:
         return False
+    if condition.kind is Kind.SECOND_TURN and check.verdict is LimitVerdict.SLOWER and check.ratio is None:
+        return False  # requests failed with drafting only, and an earlier version enabled it all the same
     if _is_measured(check):
         return True
     # It could not be checked with the user's own slots and context; with a number that the user names it may be.

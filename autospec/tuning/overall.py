@@ -157,8 +157,9 @@ class Known:
 
     def complete(self, drafting: Drafting) -> bool:
         """Whether a drafting was asked every prompt of the proof that off answers."""
-        asked = len({p.off.prompt_id for p in self.pairs.get(drafting, ())})
-        return self.answered is not None and asked >= self.answered
+        # One that off answered once, and failed later, is not among those that it answers.
+        asked = {p.off.prompt_id for p in self.pairs.get(drafting, ())} - self.failing.get(OFF, frozenset())
+        return self.answered is not None and len(asked) >= self.answered
 
     def proves(self, drafting: Drafting) -> bool:
         """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""

@@ -16,7 +16,6 @@ from autospec.measure.measurements import Pair, Phase, Shapes
 from autospec.measure.verdict import DEFAULT_RULE, Rule
 from autospec.recommendations import (
     CONDITIONS,
-    FAILING,
     LIMITS,
     OVERALL_MIX,
     USER_SETTINGS,
@@ -28,7 +27,7 @@ from autospec.recommendations import (
 from autospec.store.database import Store
 from autospec.tuning.cell import acceptance
 from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
-from autospec.tuning.resume import EPOCH, REQUESTS, cached_as_now
+from autospec.tuning.resume import EPOCH, REQUESTS, cached_as_now, failing_of
 from autospec.tuning.tasks import StoredPairs
 
 __all__ = ["for_mix", "known_types", "requests_of", "rule_of", "to_recommendation", "wanted_pairs"]
@@ -57,7 +56,7 @@ def known_types(
             pairs=_pairs(store, s.cell_key, s.recommendation.evidence, usual),
             predicted=_predicted(s.recommendation),
             prompts=prompts.get(s.recommendation.prompt_type),
-            failing=_failing(s.recommendation),
+            failing=failing_of(s.recommendation, store.drafts),
         )
         for s in found
         if s.recommendation.prompt_type is not None
@@ -83,11 +82,6 @@ def _pairs(
     rows = store.measurements(cell_key, protocol=protocol, phase=Phase.PROVE, since=since_s)
     found = {d: stored.known(cell_key, d, Phase.PROVE) for d in dict.fromkeys(m.compared for m in rows)}
     return {drafting: pairs for drafting, pairs in found.items() if pairs}
-
-
-def _failing(r: Recommendation) -> dict[Drafting, frozenset[str]]:
-    told = r.evidence.get(FAILING) or {}
-    return {r.tried: frozenset(told.get("drafted", ())), OFF: frozenset(told.get("off", ()))}
 
 
 def _predicted(r: Recommendation) -> dict[Drafting, float]:

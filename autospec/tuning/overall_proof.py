@@ -26,7 +26,7 @@ from autospec.tuning.overall import Known, Overall, choose, mix_of, names_of
 from autospec.tuning.overall_answer import known_types, requests_of, to_recommendation
 from autospec.tuning.paired_runner import MOST_FAILING, Failing, PairedRunner
 from autospec.tuning.proof import of_round
-from autospec.tuning.resume import EPOCH
+from autospec.tuning.resume import EPOCH, FAILED_BEFORE, with_failing
 from autospec.tuning.tasks import Task
 
 __all__ = ["TRAFFIC_S", "OverallProof"]
@@ -79,9 +79,24 @@ class OverallProof:
             return
         if self._can_measure(answer):
             with self._pairing() as pairing:
-                while self._can_measure(answer) and self._measure(answer, pairing):
-                    answer = self._choose()
+                try:
+                    while self._can_measure(answer) and self._measure(answer, pairing):
+                        answer = self._choose()
+                finally:
+                    self._keep_failing(pairing)
+            answer = self._choose()  # what fails counts even where there is no pair
         self._save(answer)
+
+    def _keep_failing(self, pairing: PairedRunner) -> None:
+        """Keep the prompts that were found to fail with the types' own recommendations: other mixes are answered from them."""
+        store, cells = self._session.store, {c.cell.key: c for c in self._cells.values()}
+        for stored in store.recommendations(cell_keys=list(cells)):
+            cell = cells[stored.cell_key]
+            failing = pairing.all_failing(stored.cell_key)
+            failing[OFF] = failing.get(OFF, frozenset()) & {p.id for p in cell.prove_prompts}
+            new = with_failing(stored.recommendation, failing, store.drafts)
+            if new is not stored.recommendation:
+                store.save_recommendation(new, self._session.hardware, cell.cell)
 
     def _choose(self) -> Overall:
         request, store = self._session.request, self._session.store
@@ -94,7 +109,11 @@ class OverallProof:
         prompts = {
             kind: len(own) for kind in request.suite.types() if (own := request.suite.of(kind, Half.PROVE))
         }
-        known = {k: self._with_failing(k, v) for k, v in known_types(store, found, prompts).items()}
+        known = known_types(store, found, prompts)
+        for kind, figures in known.items():
+            for prompt_id in figures.failing.get(OFF, ()):  # it is not asked again
+                self._failing.setdefault((self._key(kind), OFF), {}).setdefault(prompt_id, FAILED_BEFORE)
+        known = {kind: self._with_failing(kind, figures) for kind, figures in known.items()}
         samples = store.samples(
             since=time.time() - TRAFFIC_S, model=request.model.name, backend=self._cell.build.backend
         )
@@ -156,9 +175,10 @@ class OverallProof:
         seen = {(p.off.round, p.off.prompt_id) for p in pairs}
         if kind not in self._cells:
             return len({round_ for round_, _ in seen})
+        fails = frozenset[str]() if known is None else known.failing.get(OFF, frozenset())
         done = 0
         while done < self._rule.looks[-1]:
-            wanted = {(done + 1, prompt.id) for prompt in self._prompts(kind, done + 1)}
+            wanted = {(done + 1, p.id) for p in self._prompts(kind, done + 1) if p.id not in fails}
             if not (wanted <= seen or (answer.next, kind, done + 1) in self._asked):
                 break
             done += 1
@@ -236,7 +256,11 @@ class OverallProof:
                 budget_s=self._budget.total_s,
                 shapes={key: own for key, own in shapes.items() if own is not None},
                 failing=self._failing,
+                on_failing=self._note_failing,
             )
+
+    def _note_failing(self, key: str, drafting: Drafting, reasons: Mapping[str, str]) -> None:
+        next(c for c in self._cells.values() if c.cell.key == key).note_failing(drafting, reasons)
 
     def _save(self, answer: Overall) -> None:
         request = self._session.request

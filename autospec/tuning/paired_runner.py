@@ -84,7 +84,9 @@ class PairedRunner:
         sleep: Waits for a number of seconds; tests inject their own.
         budget_s: Of the whole tune: waits are short if it is.
         shapes: Cell key → the requests that its pairs stand for; as they are measured if left out.
-        failing: What this tune has found to fail so far; grows.
+        failing: What this tune and earlier ones have found to fail so far; grows.
+        on_failing: Keeps why prompts fail with a drafting that off answers, whenever that is new: cell key, drafting, and the reasons by
+            prompt id.
         clock: Seconds since the epoch.
     """
 
@@ -100,6 +102,7 @@ class PairedRunner:
         budget_s: float = math.inf,
         shapes: Mapping[str, Shapes] | None = None,
         failing: Failing | None = None,
+        on_failing: Callable[[str, Drafting, Mapping[str, str]], None] = lambda *_: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._launches = launches
@@ -121,6 +124,9 @@ class PairedRunner:
         self._failing: Failing = {} if failing is None else failing
         # The sides that answered their last request in time: what is late there is the prompt's fault.
         self._answering: set[Drafting] = set()
+        self._on_failing = on_failing
+        # Of draftings only what off is known to answer.
+        self._known_failing: Failing = {place: dict(reasons) for place, reasons in self._failing.items()}
 
     def stand_for(self, cell_key: str, shapes: Shapes) -> None:
         """Let the pairs of a cell stand for these requests from now on, those in the store too."""
@@ -142,8 +148,19 @@ class PairedRunner:
         return [t for t in tasks if t not in found and not self.failure(t, drafting)]
 
     def failing(self, cell_key: str, side: Drafting) -> frozenset[str]:
-        """Ids of the prompts that one side could not answer in this tune; with drafting, those that off answers."""
+        """Ids of the prompts that one side could not answer, as far as this tune knows; with drafting, those that off answers."""
         return frozenset(self._failing.get((cell_key, side), ()))
+
+    def all_failing(self, cell_key: str) -> dict[Drafting, frozenset[str]]:
+        """Ids of the prompts of a cell that each side could not answer, as `failing` without those that off was not asked yet."""
+        known = {place: own for place, own in self._known_failing.items() if not place[1].is_off}
+        known |= {place: own for place, own in self._failing.items() if place[1].is_off}
+        return {side: frozenset(reasons) for (key, side), reasons in known.items() if key == cell_key}
+
+    def note_failing(self, cell_key: str, drafting: Drafting, prompt_id: str, why: str) -> None:
+        """Note a prompt that fails with a drafting and not without, found out elsewhere."""
+        self._failing.setdefault((cell_key, drafting), {})[prompt_id] = why
+        self._keep_failing(cell_key)
 
     def gave_up(self, cell_key: str, drafting: Drafting) -> bool:
         """Whether so many prompts of a cell fail, on either side, that the rest is not asked."""
@@ -432,6 +449,16 @@ class PairedRunner:
         for task in tasks:
             if (task, True) not in halves and task.prompt_id in self.failing(task.cell_key, block.drafting):
                 self._ask(halves, task, OFF, block)
+        for key in cells_of(tasks):
+            self._keep_failing(key)
+
+    def _keep_failing(self, cell_key: str) -> None:
+        """Keep what is new of the prompts that fail with drafting only; off has been asked all of them."""
+        for (key, side), reasons in self._failing.items():
+            place = key, side
+            if key == cell_key and not side.is_off and self._known_failing.get(place, {}) != reasons:
+                self._known_failing[place] = dict(reasons)
+                self._on_failing(key, side, reasons)
 
     def _ask(self, halves: _Halves, task: Task, side: Drafting, block: _Block) -> bool:
         """Measure a half; False if its server does not answer the prompt."""

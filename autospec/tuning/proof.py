@@ -152,9 +152,7 @@ class Proof:
     def _prove(self, cells: Sequence[CellRun]) -> None:
         """Rounds of the cells' current winners, as long as one fits into the budget."""
         self._proving = cells
-        while plans := sorted(
-            (self._plan(c) for c in cells if self._wants(c)), key=lambda plan: plan.worth, reverse=True
-        ):
+        while plans := self._plans(cells):
             self._expect(plans)
             chosen = self._affordable(plans)
             if chosen and self._round(chosen, whole_cells=True):
@@ -164,6 +162,14 @@ class Proof:
             if not self._completed and self._context.budget.allows(one_pair_s):
                 self._round([first], whole_cells=False)
             return
+
+    def _plans(self, cells: Sequence[CellRun]) -> list[_CellPlan]:
+        """The plans of the cells that are to be measured, best first. A drafting known to fail gets no further request."""
+        plans = [self._plan(c) for c in cells if self._wants(c)]
+        for plan in plans:
+            if plan.todo and self._fails(plan.cell):
+                self._refuse(plan.cell)
+        return sorted((p for p in plans if self._wants(p.cell)), key=lambda plan: plan.worth, reverse=True)
 
     def _expect(self, plans: Sequence[_CellPlan]) -> None:
         """Note when all of these are expected to be decided, at the latest the end of the budget."""
@@ -252,6 +258,11 @@ class Proof:
         gave_up = self._context.pairing.gave_up(cell.cell.key, cell.winner)
         return gave_up or (cell.cell.key, cell.winner) in self._failed
 
+    def _fails(self, cell: CellRun) -> int:
+        """Number of prompts that fail with the winner and not without."""
+        pairing, key = self._context.pairing, cell.cell.key
+        return len(pairing.failing(key, cell.winner) - pairing.failing(key, OFF))
+
     def _rule(self, cell: CellRun) -> Rule:
         rule = self._context.definition.rule
         return rule.shared() if cell.shares_rate else rule
@@ -277,7 +288,7 @@ class Proof:
         if second is not None and second.verdict is Verdict.ENABLE:
             return False
         ended = self._has_failed(cell) or (second is not None and second.final)
-        if first is None or _mean(second) >= _mean(first.decision):
+        if first is None or (second is not None and _mean(second) >= _mean(first.decision)):
             if second is not None and second.final:
                 self._end(cell, second)
             return False
@@ -299,7 +310,9 @@ class Proof:
         key = cell.cell.key
         if not (enabled and first) or self._predictions is None or cell.cell.aim is Aim.ENERGY:
             return False
-        if pairing.gave_up(key, cell.runner_up):
+        if pairing.gave_up(key, cell.runner_up) or pairing.failing(key, cell.runner_up) - pairing.failing(
+            key, OFF
+        ):
             return False
         round_s = pairing.expected_s(self._tasks(cell, 1), cell.runner_up)
         reading_s = self._reading_s(cell, cell.runner_up, pairing.pace.request_s(key, OFF))
@@ -379,7 +392,10 @@ class Proof:
         return moved
 
     def _stop(self, cell: CellRun, drafting: Drafting) -> None:
-        """Give a cell up in which too many prompts fail."""
+        """Give a cell up in which too many prompts fail; those that fail with drafting only are a result."""
+        if not self._context.pairing.gave_up(cell.cell.key, OFF):
+            self._refuse(cell)
+            return
         why = self._context.pairing.failure(self._tasks(cell, 1)[0], drafting)
         self._give_up([cell], drafting, RequestError(why))
 
@@ -388,6 +404,11 @@ class Proof:
             self._failed.add((cell.cell.key, drafting))
             if not (cell.trial_values or cell.rounds):
                 cell.reopen(error)
+
+    def _refuse(self, cell: CellRun) -> None:
+        """End the proof of a drafting with which prompts fail that off answers: no pair would enable it."""
+        decision = refused(cell.decision or decide((), 0), self._fails(cell))
+        self._take(cell, decision, gives_way=True)
 
     def _step(self, drafting: Drafting, round_: int, done: int, todo: int) -> None:
         last = self._context.definition.rule.looks[-1]
@@ -422,7 +443,7 @@ class Proof:
         # answer without drafting either is none of a user's.
         pairing = self._context.pairing
         fails_without = pairing.failing(cell.cell.key, OFF)
-        fails_drafted = len(pairing.failing(cell.cell.key, cell.winner) - fails_without)
+        fails_drafted = self._fails(cell)
         wanted = {prompt.id for prompt in cell.prove_prompts} - fails_without
         complete = {p.off.prompt_id for p in pairs} >= wanted
         aim = cell.cell.aim
@@ -457,10 +478,14 @@ class Proof:
             decision = replace(decision, verdict=Verdict.UNDECIDED, final=last, reason=reason)
         if not spent:
             cell.note_look(pairs)
+        self._take(cell, decision, gives_way=rule.gives_way(decision))
+
+    def _take(self, cell: CellRun, decision: Decision, *, gives_way: bool) -> None:
+        """Take in a decision: the cell is over, continues, or waits for the proof of its other drafting."""
         cell.decision = decision
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         second = cell.winner == cell.runner_up
-        cell.pending = (first and rule.gives_way(decision)) or (
+        cell.pending = (first and gives_way) or (
             second and decision.final and decision.verdict is not Verdict.ENABLE
         )
         if cell.decided:

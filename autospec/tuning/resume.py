@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,15 +18,24 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import StoreError
 from autospec.hardware.identity import host_digest
 from autospec.measure.measurements import Pair, Shapes
-from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status, Verdict
+from autospec.measure.verdict import failing_words
+from autospec.recommendations import (
+    FAILING,
+    MODEL_SETTINGS,
+    USER_SETTINGS,
+    Recommendation,
+    Status,
+    Verdict,
+)
 from autospec.store.database import Store
-from autospec.store.queries import DraftFile, DraftFiles
+from autospec.store.queries import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.study import OPENED, RUNNER_UP, SEARCHED, UNTRIED, WINNER, CellStudy
 
 __all__ = [
     "DRAFT_ID",
     "EPOCH",
+    "FAILED_BEFORE",
     "REQUESTS",
     "CellHistory",
     "Remeasurement",
@@ -34,14 +43,18 @@ __all__ = [
     "basis_of",
     "cached_as_now",
     "drafts_of",
+    "failing_json",
+    "failing_of",
     "note_begin",
     "note_choice",
+    "note_failing",
     "note_look",
     "note_requests",
     "renewing",
     "save_recommendation",
     "to_restart",
     "with_basis",
+    "with_failing",
 ]
 
 # Names of notes in a cell's study. `EPOCH` and `REQUESTS` are also keys of a proof's evidence.
@@ -53,6 +66,10 @@ _RUNNER_UP_PREDICTION = "prediction_of_runner_up"
 _LOOK = "look "  # and a digest of the drafting → epoch, and rounds of the last look
 # And the same digest → `Look`. A note of its own, because earlier versions read the other.
 _LOOKED = "looked "
+# And the same digest → epoch, the drafting, and why prompts fail with it that off answers, by prompt id.
+_FAILS = "fails "
+FAILED_BEFORE = "It failed in an earlier tune."
+_LONGEST_REASON = 300
 DRAFT_ID = "draft_id"  # key of the evidence: the identity of the draft of `tried`
 
 
@@ -95,6 +112,7 @@ class CellHistory:
         untried: Labels of the arms that the search had no time to try, and that could not be predicted.
         opened_for: Names of the drafts and arms for which the proven cell is measured again.
         looks: Digest of a drafting → the last look at its proof in this epoch; of an earlier version's, only the rounds are known.
+        failing: Drafting → why prompts fail with it that off answers, by prompt id; of this epoch.
         rule: The digest of this tune's rule.
     """
 
@@ -114,6 +132,7 @@ class CellHistory:
     untried: frozenset[str] = frozenset()
     opened_for: frozenset[str] = frozenset()
     looks: Mapping[str, Look] = field(default_factory=lambda: MappingProxyType({}))
+    failing: Mapping[Drafting, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
     rule: str = ""
 
     @classmethod
@@ -148,6 +167,7 @@ class CellHistory:
             untried=frozenset(notes.get(UNTRIED) or ()),
             opened_for=frozenset(notes.get(OPENED) or ()),
             looks=_looks(notes, epoch_s),
+            failing=_failing(study, notes, served, request.protocol),
             rule=request.rule_digest,
         )
 
@@ -267,6 +287,26 @@ def _looks(notes: Mapping[str, Any], epoch_s: float | None) -> dict[str, Look]:
     return found
 
 
+def _failing(
+    study: CellStudy, notes: Mapping[str, Any], served: Recommendation | None, protocol: str
+) -> dict[Drafting, Mapping[str, str]]:
+    """The prompts that fail with drafting only, as earlier tunes of this epoch have found out."""
+    epoch_s = notes.get(EPOCH)
+    found: dict[Drafting, Mapping[str, str]] = {}
+    for name, note in notes.items():
+        if name.startswith(_FAILS) and note and note["epoch"] == epoch_s:
+            drafting = study.drafting_in(note, "drafting", float(epoch_s or 0.0))
+            if drafting is not None:
+                found[drafting] = {**found.get(drafting, {}), **note["prompts"]}
+    # The first version that found them noted them in the evidence only.
+    evidence = {} if served is None else served.evidence
+    if served is not None and (evidence.get("protocol"), evidence.get(EPOCH)) == (protocol, epoch_s):
+        for drafting, ids in failing_of(served, study.drafts).items():
+            if not drafting.is_off:
+                found.setdefault(drafting, dict.fromkeys(sorted(ids), FAILED_BEFORE))
+    return found
+
+
 def to_restart(states: Mapping[str, Remeasurement]) -> set[str]:
     """Keys of the cells that `--again` measures from the start; the others continue, or are finished.
 
@@ -373,6 +413,89 @@ def note_look(
     return replace(history, looks={**history.looks, digest: look})
 
 
+def note_failing(
+    study: CellStudy, history: CellHistory, drafting: Drafting, reasons: Mapping[str, str]
+) -> CellHistory:
+    """Note why prompts fail with a drafting that off answers, by prompt id: no tune of this epoch enables it."""
+    reasons = {prompt_id: why[:_LONGEST_REASON] for prompt_id, why in reasons.items()}
+    note = {
+        "epoch": history.epoch_s,
+        "drafting": drafting.to_json(),
+        "drafting_draft_id": study.draft_id(drafting) or None,
+        "prompts": reasons,
+    }
+    with suppress(StoreError):  # if the studies' machine no longer answers, the tune itself knows it
+        study.note(_FAILS + _digest(drafting), note)
+    return replace(history, failing={**history.failing, drafting: reasons})
+
+
+# Prompts that fail, as the evidence has them.
+
+
+def failing_of(r: Recommendation, drafts: DraftFiles = ANY_DRAFTS) -> dict[Drafting, frozenset[str]]:
+    """Ids of the prompts that fail with a drafting and not without, by drafting with its draft's path of today.
+
+    Those of off are the prompts of the proof that fail without drafting.
+    """
+    noted = r.evidence.get(FAILING)
+    told = noted if isinstance(noted, Mapping) else {}
+    found = {OFF: frozenset(told.get("off", ()))}
+    sides = [
+        (r.tried, r.evidence.get(DRAFT_ID), told.get("drafted", ())),
+        *(
+            (Drafting.understood(entry.get("drafting")), entry.get("draft_id"), entry.get("prompts", ()))
+            for entry in told.get("others", ())
+        ),
+    ]
+    for drafting, identity, ids in sides:
+        today = None if drafting is None else drafts.today(drafting, str(identity or ""), math.inf)
+        if ids and today is not None and not today.is_off:
+            found[today] = found.get(today, frozenset()) | frozenset(ids)
+    return found
+
+
+def failing_json(
+    tried: Drafting, failing: Mapping[Drafting, frozenset[str]], identity: Callable[[Drafting], str]
+) -> dict[str, Any] | None:
+    """What `failing_of` reads; ``None`` if no prompt fails. `identity` returns that of a drafting's draft."""
+    others = [
+        {"drafting": drafting.to_json(), "draft_id": identity(drafting) or None, "prompts": sorted(ids)}
+        for drafting, ids in sorted(failing.items(), key=lambda item: item[0].key)
+        if ids and drafting not in (OFF, tried)
+    ]
+    drafted = () if tried.is_off else failing.get(tried, ())
+    told: dict[str, Any] = {"off": sorted(failing.get(OFF, ())), "drafted": sorted(drafted)}
+    if not (others or any(told.values())):
+        return None
+    return told | ({"others": others} if others else {})
+
+
+def with_failing(
+    r: Recommendation,
+    found: Mapping[Drafting, frozenset[str]],
+    drafts: DraftFiles = ANY_DRAFTS,
+    *,
+    where: str = "",
+) -> Recommendation:
+    """The recommendation with more failing prompts, as from `failing_of`; itself if all are known.
+
+    A drafting with which one fails is not enabled any more; `where` is the end of the reason.
+    """
+    known = failing_of(r, drafts)
+    merged = known | {d: known.get(d, frozenset()) | ids for d, ids in found.items() if ids}
+    if merged != known:
+        told = failing_json(_tried_today(r, drafts), merged, drafts.identity)
+        r = replace(r, evidence={**r.evidence, FAILING: told})
+    fails = len(merged.get(_tried_today(r, drafts), ()))
+    if fails and r.verdict is Verdict.ENABLE:
+        r = replace(r, verdict=Verdict.UNDECIDED, drafting=OFF, reason=f"{failing_words(fails, where)}.")
+    return r
+
+
+def _tried_today(r: Recommendation, drafts: DraftFiles) -> Drafting:
+    return drafts.today(r.tried, str(r.evidence.get(DRAFT_ID) or ""), math.inf) or r.tried
+
+
 # What a verdict rests on.
 
 
@@ -441,16 +564,29 @@ def save_recommendation(
     """Store a cell's recommendation, but keep serving a proven one, even a stale one, until there is a new proof.
 
     `stands` is a proof that holds, of a cell that is measured again for further drafts only: only a better proof replaces it.
+    What is kept gets the prompts that were found to fail.
     """
     new: Recommendation | None = recommendation
+    found = failing_of(recommendation, store.drafts)
     if recommendation.status is Status.PROVEN:
-        if stands is not None and not _better(recommendation, stands):
-            new = _with_comparison(stands, recommendation)
+        if stands is not None:
+            stands = with_failing(stands, found, store.drafts)
+            new = (
+                recommendation
+                if _better(recommendation, stands)
+                else _with_comparison(stands, recommendation)
+            )
     else:
         # Not `CellHistory.served`: the daemon may have marked it as stale since.
         stored = store.recommendations(cell_keys=[cell.key])
         if stored and stored[0].recommendation.status in (Status.PROVEN, Status.STALE):
-            new = renewing(stored[0].recommendation)
+            kept = stored[0].recommendation
+            if any(
+                kept.evidence.get(name) != recommendation.evidence.get(name) for name in ("protocol", EPOCH)
+            ):
+                found.pop(OFF)  # other pairs: what off cannot answer now is no part of that proof
+            new = with_failing(renewing(kept) or kept, found, store.drafts)
+            new = None if new is kept else new
     if new is not None:
         store.save_recommendation(new, hardware, cell)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +14,7 @@ from autospec.backends.protocol import Backend, LaunchSettings
 from autospec.backends.registry import OnDevices
 from autospec.catalog.candidates import Candidate, undraftable
 from autospec.cells import Aim, Build, Hardware
-from autospec.drafting import OFF
+from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, StoreError, UnsupportedError
 from autospec.hardware.awake import kept_awake
 from autospec.hardware.energy import energy_refusal
@@ -25,6 +25,7 @@ from autospec.hardware.readings import available_memory_bytes
 from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import Phase
+from autospec.measure.verdict import decide, refused
 from autospec.recommendations import (
     CONDITIONS,
     FAILING,
@@ -54,11 +55,15 @@ from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.request import TuneRequest, judged_drafts, space_for, why_nothing
 from autospec.tuning.resume import (
     EPOCH,
+    FAILED_BEFORE,
     REQUESTS,
     drafts_of,
+    failing_json,
+    failing_of,
     note_choice,
     save_recommendation,
     with_basis,
+    with_failing,
 )
 from autospec.tuning.search import Search
 from autospec.tuning.space import Space
@@ -66,6 +71,9 @@ from autospec.tuning.study import OPENED
 from autospec.tuning.winners import choose_winners
 
 __all__ = ["Tuning"]
+
+# End of the reason why a drafting is not enabled whose proof was clean.
+_IN_SECOND_TURN = ", in the second turn of a chat"
 
 
 @dataclass(slots=True)
@@ -145,6 +153,11 @@ class Tuning:
         self._served = self._served_temperature(session.store, capabilities.build)
         cells = session.cells(capabilities, space)
         self._wanted = [c.cell.key for c in cells]
+        self._failing |= {
+            (c.cell.key, drafting): dict(reasons)
+            for c in cells
+            for drafting, reasons in c.history.failing.items()
+        }
         open_cells = session.to_measure(cells)
         refusal = self._refusal(space) if open_cells else ""
         if open_cells and (refusal or not space.arms):
@@ -203,8 +216,10 @@ class Tuning:
             proof = proofs[cell.cell.key]
             if proof is None or cell.limits is None:
                 return
-            evidence = {**proof.evidence, LIMITS: cell.limits.to_json()}
-            store.save_recommendation(replace(proof, evidence=evidence), self.hardware, cell.cell)
+            checked = replace(proof, evidence={**proof.evidence, LIMITS: cell.limits.to_json()})
+            failing = {cell.winner: pairing.all_failing(cell.cell.key).get(cell.winner, frozenset())}
+            checked = with_failing(checked, failing, store.drafts, where=_IN_SECOND_TURN)
+            store.save_recommendation(checked, self.hardware, cell.cell)
 
         request = self.request
         with Launches(self.backend, str(request.model.path), request.settings(), resident=1) as launches:
@@ -214,11 +229,19 @@ class Tuning:
             since = {c.cell.key: c.history.epoch_s or 0.0 for c in unchecked}
             shapes = {c.cell.key: c.shapes for c in unchecked}
             failing: Failing = {
-                (key, OFF): dict.fromkeys(told.get("off", ()), "It failed in an earlier tune.")
+                (key, OFF): dict.fromkeys(failing_of(proof)[OFF], FAILED_BEFORE)
                 for key, proof in proofs.items()
-                if proof is not None and (told := proof.evidence.get(FAILING))
+                if proof is not None
             }
-            pairing = PairedRunner(launches, asking, store, since=since, shapes=shapes, failing=failing)
+            pairing = PairedRunner(
+                launches,
+                asking,
+                store,
+                since=since,
+                shapes=shapes,
+                failing=failing,
+                on_failing=_notes_of(unchecked),
+            )
             for cell in unchecked:
                 pairing.note_stored(cell.cell.key, cell.winner)
             context = TuneContext(
@@ -287,6 +310,7 @@ class Tuning:
                 budget_s=budget.total_s,
                 shapes={c.cell.key: c.shapes for c in cells},
                 failing=self._failing,
+                on_failing=_notes_of(cells),
             )
             context = TuneContext(
                 request.definition,
@@ -352,9 +376,16 @@ class Tuning:
         context.launches.close()  # the checks need the memory
         by_key = {cell.cell.key: cell for cell in cells}
 
-        def keep_limits(subject: Subject, limits: Limits) -> None:
+        def keep_limits(subject: Subject, limits: Limits, failing: Mapping[str, str]) -> None:
             cell = by_key[subject.key]
             cell.limits = limits
+            for prompt_id, why in failing.items():
+                context.pairing.note_failing(subject.key, subject.drafting, prompt_id, why)
+            if failing:
+                decision = refused(cell.decision or decide((), 0), len(failing), _IN_SECOND_TURN)
+                if decision != cell.decision:
+                    self.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
+                cell.decision = decision
             keep(cell)
 
         known = {c.cell.key: context.pairing.known(c.cell.key, c.winner, Phase.PROVE) for c in cells}
@@ -441,6 +472,13 @@ class Tuning:
         proof = cell.stands
         if not cell.searched or proof is None or not (cell.winner.is_off or cell.winner == proof.tried):
             return False
+        key = cell.cell.key
+        failing = {
+            d: frozenset(found) for (own, d), found in self._failing.items() if own == key and not d.is_off
+        }
+        before, proof = proof, with_failing(proof, failing, store.drafts)
+        if proof.verdict is not before.verdict and not cell.winner.is_off:
+            return False  # prompts were found to fail with it: the runner-up may be proved
         cell.stands = None
         self._save(store, proof, cell)
         stays = "off" if proof.tried.is_off else proof.tried.label
@@ -514,6 +552,8 @@ class Tuning:
             marks |= cell.decision.to_json()
         if proof:
             marks[CONDITIONS] = conditions_of(self.request, proof, self._served)
+        failing = pairing.all_failing(cell.cell.key)
+        failing[OFF] = failing.get(OFF, frozenset()) & {p.id for p in cell.prove_prompts}
         likely = likely_of(
             cell,
             proof,
@@ -521,12 +561,10 @@ class Tuning:
             self.request.definition,
             pair_s=pairing.took_s(cell.cell.key, cell.winner),
             launch_s=launch_s,
+            failing=len(failing.get(cell.winner, ())),
         )
-        off = pairing.failing(cell.cell.key, OFF) & {p.id for p in cell.prove_prompts}
-        drafted = pairing.failing(cell.cell.key, cell.winner)
-        failing = {"off": sorted(off), "drafted": sorted(drafted)}
         optional = {
-            FAILING: failing if off or drafted else None,
+            FAILING: failing_json(cell.winner, failing, cell.study.draft_id),
             "left_out": pairing.left_out(cell.cell.key, cell.winner, Phase.PROVE) or None,
             LIKELY: likely or None,
             "prediction": cell.prediction,
@@ -582,6 +620,12 @@ class Tuning:
 def _stored_proof(store: Store, cell: CellRun) -> Recommendation | None:
     found = store.recommendations(cell_keys=[cell.cell.key])
     return found[0].recommendation if found else None
+
+
+def _notes_of(cells: Sequence[CellRun]) -> Callable[[str, Drafting, Mapping[str, str]], None]:
+    """Notes prompts that fail with drafting only in the cells' studies."""
+    by_key = {cell.cell.key: cell for cell in cells}
+    return lambda key, drafting, reasons: by_key[key].note_failing(drafting, reasons)
 
 
 def _why_by_turns(devices: Sequence[Device] | None, weights: Weights) -> str:

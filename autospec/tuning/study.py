@@ -25,6 +25,7 @@ from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
 from autospec.store.database import connect_args, first_use
+from autospec.store.queries import DraftFiles
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 
@@ -203,6 +204,11 @@ class CellStudy:
         ending = f":{self._protocol}"
         attributes = self._study.user_attrs.items()
         return {name.removesuffix(ending): value for name, value in attributes if name.endswith(ending)}
+
+    @property
+    def drafts(self) -> DraftFiles:
+        """The drafts of this space."""
+        return self._space.drafts
 
     def draft_id(self, drafting: Drafting) -> str:
         """The identity of a drafting's draft; empty if it has none, or one that is not of this space."""

@@ -58,7 +58,7 @@ def test_two_slots_and_a_cached_prefix(lab_models, llama_server_binary: Path, tm
         budget=Budget(600.0),
         pace=Pace(),
         launch_s=1.0,
-        keep=lambda _subject, limits: found.append(limits),
+        keep=lambda _subject, limits, _failing: found.append(limits),
         progress=progress,
     ).run([Subject("qa", "cell", drafting, prompts, context_tokens=400)])
     limits = found[-1]

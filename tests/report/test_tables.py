@@ -94,6 +94,13 @@ def test_what_is_proven_is_not_called_likely():
     assert likely_words(recommendation(evidence={"likely": LIKELY})) == ""
 
 
+def test_what_fails_with_drafting_only_is_not_called_likely():
+    """No time of measuring would prove it; an earlier version noted it all the same."""
+    evidence = {"likely": LIKELY, "failing": {"off": [], "drafted": ["p3"]}}
+    r = recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, evidence=evidence)
+    assert likely_words(r) == ""
+
+
 def test_what_is_unknown_is_a_dash():
     """Nothing paired, no acceptance, nothing tried."""
     nothing = recommendation(

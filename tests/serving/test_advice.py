@@ -164,6 +164,14 @@ def test_only_what_is_likely_here_is_trusted(entry):
     assert found.draftings == ()
 
 
+@pytest.mark.parametrize("drafted", [[], ["p3"]])
+def test_what_fails_with_drafting_only_is_not_trusted(drafted):
+    """An earlier version called it likely all the same."""
+    evidence = undecided().recommendation.evidence | {"failing": {"off": ["p1"], "drafted": drafted}}
+    found = known_of(ALPHA, PLACE, [undecided(evidence=evidence)], TRUST, likely=True, exists=lambda _: True)
+    assert found.draftings == (() if drafted else (LOOKUP,))
+
+
 def test_what_is_likely_for_another_build_or_without_its_draft_is_off():
     """It says nothing of another cell, and a draft that is gone cannot be launched."""
     elsewhere = AdviceKey(HERE, OTHER_BUILD, ARGS)

@@ -142,3 +142,5 @@ def test_the_time_to_a_proof_is_that_of_asking():
     rounds = (told[1] - told[0]) / (8 * 3.0)
     assert rounds >= 1
     assert told[0] == pytest.approx(rounds * (8 * 3.0 + 2 * 2.0))
+    # It will not be enabled, however the proof goes on.
+    assert likely_of(cell, proof, (), definition, pair_s=3.0, launch_s=2.0, failing=1) is None

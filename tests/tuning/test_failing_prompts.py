@@ -189,7 +189,10 @@ def test_a_drafting_that_fails_where_off_answers_is_not_enabled(request_, half):
     assert coding.drafting.is_off
     assert coding.reason == "1 prompt fails with drafting only."
     assert coding.status is Status.PROVEN
-    assert coding.evidence[FAILING] == {"off": [], "drafted": [f"coding-{half}-0"]}
+    told = coding.evidence[FAILING]
+    assert (told["off"], told["drafted"]) == ([], [f"coding-{half}-0"])
+    # The search asked other draftings only the tune prompts.
+    assert ("others" in told) is (half == "tune")
     asked = len(backend.asked)
     assert tune(request_, backend)[PromptType.CODING].verdict is Verdict.UNDECIDED
     assert len(backend.asked) == asked
@@ -216,8 +219,8 @@ def test_one_type_that_gave_up_in_the_search_leaves_the_others_proved(tmp_path, 
     failing = [Task.of("a", replace(p, id=f"{p.id} again")) for p in prompts("a", 3, 1.0, Half.TUNE)]
     list(made.context.pairing.block(failing, ngram(4), Phase.SEARCH, 0))
     assert made.context.pairing.gave_up("a", ngram(4))
-    assert [cell.cell.key for cell in made.prove()] == ["b", "c"]
-    assert all(cell.enabled for cell in made.cells[1:])
+    assert [cell.cell.key for cell in made.prove()] == ["a", "b", "c"]
+    assert [cell.enabled for cell in made.cells] == [False, True, True]
     made.context.launches.close()
 
 
@@ -226,7 +229,8 @@ def test_one_type_that_gives_up_in_the_proof_leaves_the_others_proved(tmp_path, 
     cells = (("a", ngram(4), 1.5), ("b", ngram(4), 1.5))
     made = lab(tmp_path, monkeypatch, cells=cells)
     made.backend.before_answer = refusing("a prove", off=False)
-    assert [cell.cell.key for cell in made.prove()] == ["b"]
+    assert [cell.cell.key for cell in made.prove()] == ["a", "b"]
+    assert [cell.enabled for cell in made.cells] == [False, True]
     made.context.launches.close()
 
 

@@ -294,6 +294,23 @@ CHECKED = Limits(
             0.8,
             [(Kind.SECOND_TURN, 2)],
         ),
+        # Requests failed with drafting only, and an earlier version enabled it all the same.
+        (
+            LimitsDefinition(check=True),
+            {
+                "second_turn": (
+                    LimitCheck(2, verdict=LimitVerdict.SLOWER, note="A request failed: status 500"),
+                )
+            },
+            0.8,
+            [(Kind.SECOND_TURN, 2)],
+        ),
+        (
+            LimitsDefinition(check=True),
+            {"second_turn": (LimitCheck(2, **FASTER | {"verdict": LimitVerdict.SLOWER}),)},
+            0.8,
+            [],
+        ),
         # What a note says is for people.
         (
             LimitsDefinition(check=True),

@@ -17,13 +17,14 @@ from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.errors import LaunchError, RequestError
 from autospec.measure.measurements import Sample
-from autospec.recommendations import CONDITIONS, LIMITS, Limits, LimitVerdict, Verdict
+from autospec.recommendations import CONDITIONS, FAILING, LIMITS, Limits, LimitVerdict, Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.definition import LimitsDefinition, load_definition
 from autospec.tuning.request import TuneRequest
+from autospec.tuning.run import Tuning
 from tests.tuning.simulated import OFF_TPS, SHORT_TOKENS, SimulatedBackend, SimulatedServer
-from tests.tuning.test_run import Silent, nobody_else_is_at_work, request_with, tune  # noqa: F401 - a fixture
+from tests.tuning.test_run import MACHINE, Silent, nobody_else_is_at_work, request_with, tune  # noqa: F401 - a fixture
 
 CHECKED = LimitsDefinition(check=True, depth=8192)
 LONG_CHARACTERS = 20000
@@ -236,6 +237,41 @@ def test_requests_that_fail_with_drafting_alone_are_a_limit(tmp_path):
     assert limits.deepest_context == SHORT_TOKENS + 64
     assert "broken" in limits.context[0].note
     assert limits.most_concurrent == 4
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_drafting_that_fails_in_every_second_turn_is_not_enabled(tmp_path, later):
+    """No limit keeps the turns of a chat from it. The answer for all types knows it, too, and nothing is measured again."""
+    fails = failing(RequestError("broken"), lambda s, t: "one more example" in t and not s.drafting.is_off)
+    request, backend = request_for(tmp_path), SimulatedBackend(wins, before_answer=fails)
+    if later:
+        unchecked = replace(request.definition, limits=LimitsDefinition())
+        assert (
+            tune(replace(request, definition=unchecked), backend)[PromptType.CODING].verdict is Verdict.ENABLE
+        )
+    coding = tune(request, backend)[PromptType.CODING]
+    assert (coding.verdict, coding.drafting.is_off, coding.status) == (
+        Verdict.UNDECIDED,
+        True,
+        Status.PROVEN,
+    )
+    assert coding.tried.mode is Mode.DRAFT_MODEL
+    assert coding.reason == "1 prompt fails with drafting only, in the second turn of a chat."
+    assert len(coding.evidence[FAILING]["drafted"]) == 1
+    [check] = Limits.from_json(coding.evidence[LIMITS]).second_turn
+    assert check.note == "A request failed: broken"
+    asked = len(backend.asked)
+    tuning = Tuning(request, backend, MACHINE, Silent())
+    tuning.run()
+    assert tuning.overall().drafting.is_off
+    assert len(backend.asked) == asked
+
+
+def test_a_slower_second_turn_is_told(tmp_path):
+    """It is an answer all the same."""
+    backend = SimulatedBackend(lambda d, text: 0.7 if "one more example" in text else wins(d, text))
+    [check] = found(request_for(tmp_path), backend).second_turn
+    assert check.verdict is LimitVerdict.SLOWER
 
 
 def test_requests_that_fail_on_both_sides_are_none(tmp_path):

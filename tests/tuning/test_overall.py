@@ -128,6 +128,18 @@ def test_prompts_that_fail_without_drafting_are_not_waited_for():
     assert cell.complete(DRAFTING)
 
 
+def test_a_prompt_that_off_answered_once_does_not_stand_for_another():
+    """The proof has eight; seven others were asked, and one that off cannot answer any more."""
+    cell = Known(
+        recommendation(),
+        {DRAFTING: pairs(CODING, 1.5, prompts=7)},
+        prompts=8,
+        failing={OFF: frozenset({"coding-0"})},
+    )
+    assert not cell.complete(DRAFTING)
+    assert replace(cell, pairs={DRAFTING: pairs(CODING, 1.5)}).complete(DRAFTING)
+
+
 def test_types_that_disagree_are_judged_by_all_pairs_together():
     """The gain is that of the time of the mix: 2 ÷ (1 ÷ 1.8 + 1 ÷ 1.1), and not the mean of the ratios."""
     cells = {

@@ -12,11 +12,14 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Pair, RequestShape, Shapes
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
+from autospec.store.queries import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.tuning.resume import (
     CellHistory,
     Remeasurement,
     basis_digest,
     basis_of,
+    failing_json,
+    failing_of,
     note_begin,
     note_choice,
     note_look,
@@ -24,6 +27,7 @@ from autospec.tuning.resume import (
     save_recommendation,
     to_restart,
     with_basis,
+    with_failing,
 )
 from autospec.tuning.space import Arm, Space
 from autospec.tuning.study import CellStudy, open_storage
@@ -83,6 +87,80 @@ class TestWhatIsServed:
         save(store, recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, pairs=1))
         save(store, recommendation(Verdict.UNDECIDED, status=Status.PROVISIONAL, pairs=2))
         assert served(store).pairs == 2
+
+
+NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=6, ngram_m=24, min_hits=1)
+PROMPTS = {"off": ["p1"], "drafted": []}
+WITH_DRAFT = Drafting(Mode.DRAFT_MODEL, draft="/m/a.gguf", n_max=4, n_min=0, p_min=0.0)
+
+
+def failing(
+    tried: Drafting, told: dict, verdict: Verdict = Verdict.ENABLE, status: Status = Status.PROVEN, **evidence
+) -> Recommendation:
+    """A recommendation with these failing prompts in its evidence."""
+    return recommendation(
+        verdict,
+        tried=tried,
+        drafting=tried if verdict is Verdict.ENABLE else OFF,
+        status=status,
+        evidence={"failing": told, **evidence},
+    )
+
+
+class TestPromptsThatFail:
+    """What stays served gets to know them, and is not served if they fail with it."""
+
+    def test_the_draftings_of_the_evidence(self):
+        """The tried one, the others, and off; a draft that was moved is known, and what another version wrote is left out."""
+        others = [
+            {"drafting": WITH_DRAFT.to_json(), "draft_id": "i1", "prompts": ["p2"]},
+            {"drafting": {"mode": "of a newer version"}, "draft_id": None, "prompts": ["p3"]},
+        ]
+        r = failing(NGRAM, {"off": ["p1"], "drafted": ["p4"], "others": others})
+        moved = DraftFiles({"/new/a.gguf": DraftFile("i1")})
+        for drafts, path in ((ANY_DRAFTS, "/m/a.gguf"), (moved, "/new/a.gguf")):
+            today = replace(WITH_DRAFT, draft=path)
+            assert failing_of(r, drafts) == {OFF: {"p1"}, NGRAM: {"p4"}, today: {"p2"}}
+        assert failing_of(recommendation()) == {OFF: frozenset()}
+        told = failing_json(NGRAM, failing_of(r), lambda d: "i1" if d == WITH_DRAFT else "")
+        assert told == {"off": ["p1"], "drafted": ["p4"], "others": others[:1]}
+        assert failing_json(NGRAM, {OFF: frozenset()}, lambda _: "") is None
+
+    def test_a_drafting_with_which_one_fails_is_no_longer_enabled(self):
+        """Nothing changes where nothing is new."""
+        r = failing(NGRAM, PROMPTS)
+        assert with_failing(r, {OFF: frozenset({"p1"}), WITH_DRAFT: frozenset()}) is r
+        other = with_failing(r, {WITH_DRAFT: frozenset({"p2"})})
+        assert (other.verdict, failing_of(other)[WITH_DRAFT]) == (Verdict.ENABLE, {"p2"})
+        own = with_failing(other, {NGRAM: frozenset({"p3"})})
+        assert (own.verdict, own.drafting, own.tried) == (Verdict.UNDECIDED, OFF, NGRAM)
+        assert own.reason == "1 prompt fails with drafting only."
+        assert failing_of(own) == {OFF: {"p1"}, NGRAM: {"p3"}, WITH_DRAFT: {"p2"}}
+
+    def test_a_proof_that_stands_takes_them_over(self, store: Store):
+        """The new drafting failed: the answer for all types reads it here."""
+        stands = failing(NGRAM, PROMPTS)
+        new = failing(WITH_DRAFT, {"off": ["p5"], "drafted": ["p2"]}, Verdict.UNDECIDED)
+        save_recommendation(store, new, HERE, CELL, stands)
+        assert (served(store).verdict, served(store).drafting) == (Verdict.ENABLE, NGRAM)
+        assert failing_of(served(store)) == {OFF: {"p1", "p5"}, WITH_DRAFT: {"p2"}}
+
+    def test_a_proof_that_stands_falls_where_they_fail_with_it(self, store: Store):
+        """The new drafting gains less, but works."""
+        others = [{"drafting": NGRAM.to_json(), "draft_id": None, "prompts": ["p2"]}]
+        new = replace(failing(WITH_DRAFT, PROMPTS | {"others": others}), speedup=1.1)
+        save_recommendation(store, new, HERE, CELL, failing(NGRAM, PROMPTS))
+        assert (served(store).verdict, served(store).drafting) == (Verdict.ENABLE, WITH_DRAFT)
+
+    @pytest.mark.parametrize(("epoch", "off"), [(7.0, {"p1", "p5"}), (9.0, {"p1"})])
+    def test_an_unfinished_proof_leaves_them_with_what_is_served(self, store: Store, epoch: float, off: set):
+        """Those of off belong to the pairs of their epoch."""
+        save(store, failing(NGRAM, PROMPTS, status=Status.STALE, epoch=7.0))
+        told = {"off": ["p5"], "drafted": ["p2"]}
+        save(store, failing(WITH_DRAFT, told, Verdict.UNDECIDED, Status.PROVISIONAL, epoch=epoch))
+        assert (served(store).status, served(store).drafting) == (Status.STALE, NGRAM)
+        assert served(store).evidence["renewing"]
+        assert failing_of(served(store)) == {OFF: off, WITH_DRAFT: {"p2"}}
 
 
 class TestWhatIsMeasuredAgain:
