@@ -97,7 +97,7 @@ def test_looks_end_in_the_order_they_began_in():
 
 def test_a_scan_that_hangs_keeps_nobody_waiting(monkeypatch, caplog):
     """A dead network disk in `model_dirs`: unknown names waited for ever, and drafting could not be switched."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
 
     async def scenario() -> None:
         scene = FaultyScene(models=(ALPHA,))
@@ -127,7 +127,7 @@ def test_a_scan_that_hangs_keeps_nobody_waiting(monkeypatch, caplog):
 
 def test_a_draft_on_a_disk_that_hangs_keeps_nobody_waiting(monkeypatch):
     """What is recommended is read again when the disk answers; meanwhile who asks for a change is told."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
     answers, known_of = threading.Event(), supervisor_module.known_of
     answers.set()
     asked = []
@@ -159,7 +159,7 @@ def test_a_draft_on_a_disk_that_hangs_keeps_nobody_waiting(monkeypatch):
 
 def test_a_folder_that_hangs_at_the_start_keeps_no_port_closed(monkeypatch, caplog):
     """The proxy waited for it without a word; its models are there as soon as it answers."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
     monkeypatch.setattr(supervisor_module, "_POLL_S", 0.005)
 
     async def scenario() -> None:
@@ -183,7 +183,7 @@ def test_a_folder_that_hangs_at_the_start_keeps_no_port_closed(monkeypatch, capl
 
 def test_a_draft_that_hangs_at_the_start_ends_no_proxy(monkeypatch):
     """A supervisor restarted it for ever; it serves without drafting until the folder answers."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
     monkeypatch.setattr(supervisor_module, "_POLL_S", 0.005)
     answers, known_of = threading.Event(), supervisor_module.known_of
 
@@ -223,7 +223,7 @@ def test_a_damaged_database_is_told_at_the_start():
 
 def test_a_slow_scan_finds_its_models(monkeypatch):
     """It took longer than a client waits: the model was unknown again and again, until a scan was fast by chance."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
 
     async def scenario() -> None:
         scene = FaultyScene(models=(ALPHA,))
@@ -248,7 +248,7 @@ def test_a_slow_scan_finds_its_models(monkeypatch):
 
 def test_a_scan_that_took_hours_is_made_again(monkeypatch):
     """Its result is of another time."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
 
     async def scenario() -> None:
         scene = FaultyScene(models=(ALPHA,))
@@ -270,7 +270,7 @@ def test_a_scan_that_took_hours_is_made_again(monkeypatch):
 
 def test_a_database_that_hangs_keeps_nobody_waiting(monkeypatch):
     """A PostgreSQL whose host has vanished: drafting could not be switched, and no new model was found."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
     answers, asked = threading.Event(), []
 
     def newest() -> int:
@@ -291,5 +291,33 @@ def test_a_database_that_hangs_keeps_nobody_waiting(monkeypatch):
             await until(supervisor._reading.done)
             await supervisor.refresh()
             assert supervisor._newest == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_new_model_gets_its_recommendations_when_its_draft_answers(monkeypatch):
+    """A scan found it while the folder of its draft hung, and nothing read its recommendations again."""
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
+    monkeypatch.setattr(supervisor_module, "_POLL_S", 0.005)
+    answers, known_of = threading.Event(), supervisor_module.known_of
+    answers.set()
+
+    def slowly(*args, **more):
+        assert answers.wait(20)
+        return known_of(*args, **more)
+
+    monkeypatch.setattr(supervisor_module, "known_of", slowly)
+
+    async def scenario() -> None:
+        scene = FaultyScene(models=(ALPHA,), stored=[recommend(LOOKUP, of=BETA)])
+        async with scene.opened() as supervisor:
+            answers.clear()
+            scene.models = (ALPHA, BETA)
+            scene.clock.now_s += 31.0
+            async with await supervisor.lease(wanted("beta")) as lease:
+                assert lease.drafting == OFF
+            await until(lambda: supervisor._scan is None)
+            answers.set()
+            await until(lambda: supervisor._reconciler.options.of(BETA.name).recommendations)
 
     asyncio.run(scenario())
