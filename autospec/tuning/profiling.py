@@ -32,6 +32,7 @@ from autospec.errors import (
     ServerDiedError,
 )
 from autospec.formats import counted, listed
+from autospec.hardware.state import MachineState
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
@@ -45,11 +46,16 @@ from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, TuneContext, TuneSte
 from autospec.tuning.paired_runner import MOST_FAILING
 from autospec.tuning.pruning import beaten, nothing_pays, shortest_ms
 
-__all__ = ["RECORDING", "Profiler", "keeps_state", "output_share", "timed_apart"]
+__all__ = ["RECORDING", "Profiler", "keeps_state", "output_share", "protocol_of", "timed_apart"]
 
 
 # Gemma 3 of 270M has an output matrix of 1.7 times its layers.
 _MOST_OUTPUT = 3.0
+
+
+def protocol_of(protocol: str, state: MachineState) -> str:
+    """The protocol under which the store keeps recordings and times of a machine in this state."""
+    return f"{protocol}{_ON_BATTERY}" if state.on_battery else protocol
 
 
 def _header(path: str) -> Model | None:
@@ -151,8 +157,7 @@ class Profiler:
         self._asking.watch.start()
         state = self._asking.watch.finish()
         self._context.pairing.off_length.learn(state)
-        if state.on_battery:
-            self._protocol = f"{self._asking.protocol}{_ON_BATTERY}"
+        self._protocol = protocol_of(self._asking.protocol, state)
         try:
             with self._context.launches.main_in_tokens() as main:
                 recordings = self._record(main)

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from autospec.backends.registry import EncodesText
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
+from autospec.hardware.state import MachineState
 from autospec.measure.measurements import Measurement, Pair
 from autospec.predict.profile import Recording
 from autospec.prompts.suite import Prompt
 from autospec.tuning.cell import CellRun, TuneContext
-from autospec.tuning.profiling import RECORDING, Profiler
+from autospec.tuning.profiling import RECORDING, Profiler, protocol_of
 
 __all__ = ["ProofPredictions"]
 
@@ -35,8 +36,8 @@ class ProofPredictions:
         self._asking = context.asking
         self._store = context.store
         self._found: dict[tuple[str, Drafting], dict[str, float]] = {}
-        # Cell key → the store's recordings, read once until a `Profiler` adds some.
-        self._recorded: dict[str, set[str]] = {}
+        # Cell key and protocol → the store's recordings, read once until a `Profiler` adds some.
+        self._recorded: dict[tuple[str, str], set[str]] = {}
 
     def known(self, cell: CellRun) -> dict[str, float]:
         """Prompt id → predicted ln(drafting ÷ off), as far as it was predicted before; asks nothing."""
@@ -44,7 +45,7 @@ class ProofPredictions:
 
     def missing(self, cell: CellRun, pairs: Sequence[Pair]) -> list[Prompt]:
         """Prompts of a cell's proof whose answers are neither recorded nor measured; each costs a request."""
-        recorded = self._recorded_of(cell) | {p.off.prompt_id for p in pairs if self._has_text(p.off)}
+        recorded = self._recorded_of(cell, pairs) | {p.off.prompt_id for p in pairs if self._has_text(p.off)}
         return [p for p in cell.prove_prompts if p.id not in recorded]
 
     def predict(self, cell: CellRun, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -63,7 +64,7 @@ class ProofPredictions:
                 drafts=drafts,
                 hurried=False,
             ).run()
-            self._recorded.pop(cell.cell.key, None)
+            self._recorded.clear()
             found = {} if predictor is None else predictor.log_ratios(*place)
             # All or none: every prompt must be asked or predicted.
             wanted = {p.id for p in cell.prove_prompts} - self._context.pairing.failing(cell.cell.key, OFF)
@@ -80,8 +81,9 @@ class ProofPredictions:
             BackendError: A server failed.
         """
         key, both = cell.cell.key, (cell.winner, cell.runner_up)
-        self.keep_answers(cell, pairs_of(cell.winner))
-        recorded = self._recorded_of(cell)
+        pairs = pairs_of(cell.winner)
+        self.keep_answers(cell, pairs)
+        recorded = self._recorded_of(cell, pairs)
         prompts = [p for p in (*cell.tune_prompts, *cell.prove_prompts) if p.id in recorded]
         if not prompts:
             return None
@@ -92,7 +94,7 @@ class ProofPredictions:
             drafts={d.draft for d in both if d.draft is not None},
             hurried=False,
         ).run()
-        self._recorded.pop(key, None)
+        self._recorded.clear()
         if predictor is None:
             return None
         for drafting in both:
@@ -103,12 +105,19 @@ class ProofPredictions:
         common = winner.keys() & runner_up.keys()
         return statistics.fmean(runner_up[p] - winner[p] for p in common) if common else None
 
-    def _recorded_of(self, cell: CellRun) -> set[str]:
-        """Prompts whose answers are recorded."""
-        key = cell.cell.key
-        if key not in self._recorded:
-            self._recorded[key] = set(self._store.surveys(key, self._asking.protocol, RECORDING))
-        return self._recorded[key]
+    def _recorded_of(self, cell: CellRun, pairs: Sequence[Pair]) -> set[str]:
+        """Prompts whose answers are recorded, by a machine in the state of the newest pair."""
+        newest = max((p.off for p in pairs), key=lambda off: off.started_at, default=None)
+        return self._recorded_under(cell, self._asking.protocol if newest is None else self._protocol(newest))
+
+    def _recorded_under(self, cell: CellRun, protocol: str) -> set[str]:
+        place = (cell.cell.key, protocol)
+        if place not in self._recorded:
+            self._recorded[place] = set(self._store.surveys(*place, RECORDING))
+        return self._recorded[place]
+
+    def _protocol(self, half: Measurement) -> str:
+        return protocol_of(self._asking.protocol, MachineState.from_json(half.machine))
 
     def _has_text(self, half: Measurement) -> bool:
         return self._asking.longest_answer(half.prompt_id) is not None
@@ -119,11 +128,14 @@ class ProofPredictions:
         tokens = self._context.launches.off().tokens
         if not isinstance(tokens, EncodesText):
             return
-        recorded = self._recorded_of(cell)
         for prompt in cell.prove_prompts:
             half = newest.get(prompt.id)
             text = self._asking.longest_answer(prompt.id)
-            if half is None or text is None or prompt.id in recorded:
+            if half is None or text is None:
+                continue
+            protocol = self._protocol(half)
+            recorded = self._recorded_under(cell, protocol)
+            if prompt.id in recorded:
                 continue
             request = self._asking.request(prompt)
             try:
@@ -143,7 +155,5 @@ class ProofPredictions:
                 predicted_ms=half.predicted_ms,
                 wall_ms=half.wall_ms,
             )
-            self._store.add_survey(
-                cell.cell.key, self._asking.protocol, RECORDING, prompt.id, recording.to_json()
-            )
+            self._store.add_survey(cell.cell.key, protocol, RECORDING, prompt.id, recording.to_json())
             recorded.add(prompt.id)

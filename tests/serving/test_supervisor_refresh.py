@@ -316,6 +316,7 @@ def test_a_new_model_gets_its_recommendations_when_its_draft_answers(monkeypatch
             scene.clock.now_s += 31.0
             async with await supervisor.lease(wanted("beta")) as lease:
                 assert lease.drafting == OFF
+            await until(lambda: supervisor._scan is None)
             answers.set()
             await until(lambda: supervisor._reconciler.options.of(BETA.name).recommendations)
 

@@ -8,6 +8,7 @@ import statistics
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,7 @@ from autospec.recommendations import Verdict
 from autospec.store.database import open_store
 from autospec.tuning import run as run_module
 from autospec.tuning.budget import Budget
+from autospec.tuning.forecast import Forecast
 from autospec.tuning.profiling import Profiler
 from autospec.tuning.request import TuneRequest, draft_file
 from autospec.tuning.run import Tuning
@@ -274,8 +276,11 @@ def test_large_gains_are_proved_first_where_the_time_is_short(request_, monkeypa
     assert any("the time is short" in line for line in progress.told) is not trials
 
 
-def test_a_predicted_winner_that_cannot_be_launched_opens_the_search_again(request_, monkeypatch):
-    """The proof came first and failed: the next tune knows it, and proves the other draft."""
+@pytest.mark.parametrize("runner_up", [False, True])
+def test_a_predicted_winner_that_cannot_be_launched_opens_the_search_again(request_, monkeypatch, runner_up):
+    """The proof came first and failed: the runner-up is proved at once; without one the next tune knows it, and proves the other draft."""
+    if not runner_up:
+        monkeypatch.setattr(Forecast, "rival", lambda *_: None)
     request_ = replace(request_, prompt_types=TYPES, budget_s=180.0)
     first, second = (machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY) for _ in range(2))
     broken = Path(request_.models[1].path)
@@ -291,11 +296,12 @@ def test_a_predicted_winner_that_cannot_be_launched_opens_the_search_again(reque
     progress = Silent()
     found = Tuning(request_, first, MACHINE, progress).run()
     assert any("no more settings are tried" in line for line in progress.told)
-    assert {r.verdict for r in found} == {Verdict.UNDECIDED}
+    assert {r.verdict for r in found} == {Verdict.ENABLE if runner_up else Verdict.UNDECIDED}
+    assert drafts_launched(first) == ({"second"} if runner_up else set())
     by_clock(monkeypatch, second)
     found = Tuning(replace(request_, budget_s=3600.0), second, MACHINE, Silent()).run()
     assert {r.verdict for r in found} == {Verdict.ENABLE}
-    assert drafts_launched(second) == {"second"}
+    assert drafts_launched(second) == (set() if runner_up else {"second"})
 
 
 def test_what_was_recorded_on_battery_does_not_count_on_mains(request_, monkeypatch):
@@ -432,3 +438,28 @@ def test_that_no_other_setting_is_tried_is_said_only_where_it_is_so(request_, mo
     _, told = tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
     assert any("draft-model" in line and "×" in line for line in told)
     assert not any("no other setting is tried" in line for line in told)
+
+
+@pytest.mark.parametrize(("spread", "is_rival"), [(0.01, False), (0.3, True)])
+def test_a_rival_is_what_may_be_faster_on_other_prompts(request_, spread, is_rival):
+    """Four prompts show a drafting of another arm 5 % behind: a rival where the difference varies much between prompts."""
+    one, other = (
+        Drafting(Mode.DRAFT_MODEL, draft=d, n_max=4, n_min=0, p_min=0.0) for d in ("/one", "/other")
+    )
+    logs = {
+        one: [0.40, 0.40, 0.40, 0.40],
+        other: [0.35 - spread, 0.35 + spread, 0.35 - spread, 0.35 + spread],
+    }
+    ratios = {d: math.exp(statistics.fmean(values)) for d, values in logs.items()}
+    predictor = SimpleNamespace(
+        covers=lambda _: True,
+        trusts=lambda _: True,
+        hopeless=lambda _: False,
+        compare=lambda _: {"cell": {d: SimpleNamespace(ratio=r) for d, r in ratios.items()}},
+        log_ratios=lambda _, drafting: {str(n): v for n, v in enumerate(logs[drafting])},
+    )
+    space = Space((Arm(Mode.DRAFT_MODEL, "/one"), Arm(Mode.DRAFT_MODEL, "/other")), request_.definition.space)
+    forecast = Forecast(predictor, space, 0.02, lambda _: None)
+    forecast._grid = [one, other]
+    cell = SimpleNamespace(cell=SimpleNamespace(key="cell"))
+    assert forecast.rival(cell, one) == (other if is_rival else None)

@@ -34,6 +34,10 @@ class Foreseen:
         """All of them."""
         return drafting in self._values
 
+    def rival(self, _cell: object, _winner: Drafting) -> Drafting | None:
+        """Prompts do not differ."""
+        return None
+
     def cautious(self, _cell: object, drafting: Drafting) -> float:
         """The same in every cell."""
         return self._values[drafting]
