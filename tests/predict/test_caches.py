@@ -326,10 +326,10 @@ def test_a_sliding_window_can_be_cut_where_it_is_kept_whole(launched, lab_models
     )
     recording = record(kept.tokens, "p", requests()[0])
     short = replace(recording, prompt_ids=recording.prompt_ids[:20])
-    assert set(time_batches(kept.tokens, short, 9)) == {1, 2, 3, 4, 5, 7, 9}
+    assert set(time_batches(kept.tokens, short, 9)) == set(range(1, 10))
     with pytest.raises(RequestError, match="The server computed"):
         time_batches(with_window.tokens, short, 9)
-    assert set(time_batches(with_window.tokens, short, 9, behind=False)) == {1, 2, 3, 4, 5, 7, 9}
+    assert set(time_batches(with_window.tokens, short, 9, behind=False)) == set(range(1, 10))
 
 
 @pytest.mark.parametrize(
