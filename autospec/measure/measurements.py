@@ -173,7 +173,7 @@ class DepthCosts:
     def followed(self, identities: Mapping[str, str]) -> DepthCosts:
         """Return the same for the drafts of today: their paths, which `identities` has as keys, and their identities.
 
-        A moved draft's rise is under its new path too. What is known of a file that another one has replaced is left out.
+        A moved draft's rise is under its new path too. The times of a file that another one has replaced are left out.
         """
         known = {
             identity: self.rises[path] for path, identity in self.identities.items() if path in self.rises

@@ -58,8 +58,8 @@ _LEAST_FACTOR = 0.1
 _DRAFT_FACTOR = 2.5
 # A smaller violation of the bounds is noise, and is set to the bound.
 _SLACK = 0.05
-# A timed batch is dearer than its tokens one by one if it takes this many times as long; less is noise.
-_DEARER = 1.2
+# A timed batch takes longer than its tokens one by one if it takes this many times as long; less is noise.
+_LONGER = 1.2
 # Where more tokens take less time by less than this part, it is noise.
 _LEVEL = 0.1
 
@@ -277,7 +277,7 @@ def _within(main: Floats, plain_ms: float, *, timed: Floats, saves_state: bool =
     Some kernels are slower with a few tokens than with as many single ones: where the timed batch is clearly so, it is the limit.
     """
     single = plain_ms * np.arange(1, main.size + 1)
-    most = np.where(timed > _DEARER * single, _DEARER * timed, single)
+    most = np.where(timed > _LONGER * single, _LONGER * timed, single)
     return np.asarray(np.clip(main, plain_ms, np.full(main.size, np.inf) if saves_state else most))
 
 

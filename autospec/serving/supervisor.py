@@ -269,7 +269,7 @@ class Supervisor:
             self._newest = newest  # last, so that a failure is tried again
 
     async def _read(self, read: Callable[[], T]) -> T:
-        """Read the database, for a bounded time: whoever looks at the disk or switches drafting waits behind this."""
+        """Read the database, for a bounded time: scans of the disk and switches of drafting wait behind it."""
         if self._reading is None or self._reading.done():
             self._reading = reading = in_thread(read)
             reading.add_done_callback(lambda late: late.cancelled() or late.exception())
