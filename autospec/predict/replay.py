@@ -1,8 +1,9 @@
 """Simulate drafting cycles: drafted and accepted counts of every (n_max, n_min, p_min) from one profile.
 
-The cycle is llama-server's (tools/server/server-context.cpp and common/speculative.cpp, b11434). With g tokens generated and at most N requested, a cycle may draft min(n_max, N - g - 1) tokens. The
-draft stops before its first token whose probability is below p_min. A draft shorter than n_min is dropped. The main model
-accepts the draft's tokens up to the first one that differs from its own, and adds one of its own.
+The cycle is llama-server's (tools/server/server-context.cpp and common/speculative.cpp, b11434). With g tokens generated
+and at most N requested, a cycle may draft min(n_max, N - g - 1) tokens. The draft stops before its first token whose
+probability is below p_min. A draft shorter than n_min is dropped. The main model accepts the draft's tokens up to the first
+one that differs from its own, and adds one of its own.
 
 Builds before May 2026 propose the token below p_min, too, and stop after it (`Cycle.LLAMA_CPP_KEEPS_LAST`).
 

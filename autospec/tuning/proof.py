@@ -138,7 +138,7 @@ class Proof:
         The search chose the winner by a few prompts; the answers of the proof are many more. The runner-up has its own share of the error
         rate, used or not. `stored` returns a cell's proof, which is served until a better one is stored.
         """
-        rivals = [c for c in self._cells if self._is_contested(c)]
+        rivals = [c for c in self._cells if self._turns_to_rival(c)]
         for cell in rivals:
             cell.stands = stored(cell)
         self._prove(rivals)
@@ -302,8 +302,8 @@ class Proof:
         self._on_look(cell)
         return ended
 
-    def _is_contested(self, cell: CellRun) -> bool:
-        """Whether the runner-up of an enabled winner is proved now; the cell has turned to it then."""
+    def _turns_to_rival(self, cell: CellRun) -> bool:
+        """Whether the cell turns to its runner-up, although the winner is enabled: it is expected to be clearly faster."""
         pairing, budget = self._context.pairing, self._context.budget
         enabled = cell.decided and cell.enabled and cell.stands is None
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
@@ -334,7 +334,7 @@ class Proof:
         winner, decision, rounds = cell.winner, cell.decision, cell.rounds
         cell.turn_to(cell.runner_up)
         if not budget.allows(self._expected_s([self._plan(cell)])):
-            cell.winner, cell.decision, cell.rounds, cell.other = winner, decision, rounds, None
+            cell.turn_to(winner, decision=decision, rounds=rounds)
             return False
         self._context.progress.tell(
             f"{cell.prompt_type}: {cell.runner_up.label} is expected to be {100 * math.expm1(ahead):.0f} % faster than {winner.label}"

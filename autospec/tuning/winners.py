@@ -40,8 +40,9 @@ def choose_winners(
 
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
     measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was launched gets
-    the drafting with the best expectation, of all such cells; its proof is then its only launch. A forecast values tried draftings over all recorded
-    prompts, which are more than the trials asked, and tells which runner-up may be faster on others. `threshold` is the least gain that may be enabled, as a fraction.
+    the drafting with the best expectation, of all such cells; its proof is then its only launch. A forecast values tried
+    draftings over all recorded prompts, which are more than the trials asked, and names the runner-up that may be faster on
+    others. `threshold` is the least gain that may be enabled, as a fraction.
     """
     expected = _expected_best([c for c in cells if not c.trial_values], forecast)
     values = {id(c): _values(c, forecast, expected) for c in cells}

@@ -133,20 +133,24 @@ def test_the_winner_stays_enabled_where_the_contest_breaks_off(request_, monkeyp
     assert served.drafting.mode is Mode.DRAFT_MODEL
 
 
-def test_without_time_for_the_contest_the_winner_stays(request_, monkeypatch):
-    """The rest of the budget does not decide the runner-up, so it is not begun."""
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_without_time_for_the_contest_the_winner_stays(request_, monkeypatch, allowed):
+    """The rest of the budget does not suffice for a round, or does not decide the runner-up, so it is not begun."""
+    answers = iter([True] * allowed)
     contest = Proof.contest
     monkeypatch.setattr(Budget, "allows", allows := Budget.allows)
 
     def at_the_end(self, stored):
-        monkeypatch.setattr(Budget, "allows", lambda *_, **__: False)
+        monkeypatch.setattr(Budget, "allows", lambda *_, **__: next(answers, False))
         contest(self, stored)
         monkeypatch.setattr(Budget, "allows", allows)
 
     monkeypatch.setattr(Proof, "contest", at_the_end)
     found, progress = tune(request_, machine(request_))
+    assert next(answers, None) is None
     assert proved(progress) == [Mode.DRAFT_MODEL]
     assert found.drafting.mode is Mode.DRAFT_MODEL
+    assert found.evidence["also_proved"] == []
 
 
 def test_a_second_tune_measures_nothing(request_):
