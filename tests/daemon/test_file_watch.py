@@ -115,15 +115,22 @@ def test_a_folder_that_does_not_answer_holds_nobody_up(models: Path, monkeypatch
 
 def test_a_folder_that_always_answers_late_is_watched(models: Path, monkeypatch: pytest.MonkeyPatch):
     """Each answer comes after the limit: it counts at the next look."""
-    files, ask = FileWatch(limit_s=0.0), os.stat
-    files.watch([str(models)])
+    files, ask, answers = FileWatch(limit_s=0.0), os.stat, threading.Semaphore(0)
 
     def late(path: str, **more: Any) -> os.stat_result:
         if path == str(models):
-            threading.Event().wait(0.02)
+            assert answers.acquire(timeout=20)
         return ask(path, **more)
 
+    def look() -> list[str]:
+        changed = files.changed()
+        if files._asking is not None and files._asking.is_alive():
+            answers.release()  # after the look
+            files._asking.join()
+        return changed
+
     monkeypatch.setattr(os, "stat", late)
-    wait_until(lambda: files.changed() == [str(models)])  # known at last
+    files.watch([str(models)])
+    assert [look(), look()] == [[], [str(models)]]  # known at last
     (models / "draft.gguf").write_bytes(b"1")
-    wait_until(lambda: files.changed() == [str(models)])
+    assert [look(), look()] == [[], [str(models)]]
