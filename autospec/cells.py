@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["Aim", "Build", "Cell", "Hardware", "ModelRef", "PromptType", "options_in", "values_of"]
@@ -116,12 +117,12 @@ class Cell:
     @property
     def key(self) -> str:
         """Twelve hex digits that identify the cell."""
-        return self._digest(str(self.prompt_type))
+        return _digest(self, str(self.prompt_type))
 
     @property
     def launch_key(self) -> str:
         """Twelve hex digits that the cells of all prompt types share, because they use the same launches."""
-        return self._digest("")
+        return _digest(self, "")
 
     @property
     def study_name(self) -> str:
@@ -130,19 +131,21 @@ class Cell:
         aim = "" if self.aim is Aim.SPEED else f" | {self.aim}"
         return f"{self.model.name} | {self.prompt_type} | {build} | {self.hardware.id}{aim} | {self.key}"
 
-    def _digest(self, prompt_type: str) -> str:
-        parts = [
-            self.model.fingerprint,
-            prompt_type,
-            self.build.backend,
-            self.build.version,
-            self.build.fingerprint,
-            self.hardware.id,
-            list(self.settings),
-        ]
-        if self.aim is not Aim.SPEED:
-            parts.append(str(self.aim))  # keys from before there were aims stay
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+@lru_cache(maxsize=1024)  # asked for each drafting of a grid
+def _digest(cell: Cell, prompt_type: str) -> str:
+    parts = [
+        cell.model.fingerprint,
+        prompt_type,
+        cell.build.backend,
+        cell.build.version,
+        cell.build.fingerprint,
+        cell.hardware.id,
+        list(cell.settings),
+    ]
+    if cell.aim is not Aim.SPEED:
+        parts.append(str(cell.aim))  # keys from before there were aims stay
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def options_in(args: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

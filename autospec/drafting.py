@@ -116,17 +116,17 @@ class Drafting:
 
     def __post_init__(self) -> None:
         allowed = _PARAMETERS[self.mode]
-        for name, value in self.parameters().items():
+        for name in _NAMES:
+            value = getattr(self, name)
+            if value is None:
+                # MTP layers are mostly the main model's own; a file beside it is the exception.
+                if name in allowed and name not in _OPTIONAL and (self.mode, name) != (Mode.MTP, "draft"):
+                    raise ValueError(f"the mode {self.mode} needs {name}")
+                continue
             if name not in allowed:
                 raise ValueError(f"the mode {self.mode} has no {name}")
             if isinstance(value, int) and value < (0 if name == "n_min" else 1):
                 raise ValueError(f"{name} must be at least {0 if name == 'n_min' else 1}, not {value}")
-        for name in allowed:
-            # MTP layers are mostly the main model's own; a file beside it is the exception.
-            if name in _OPTIONAL or (self.mode is Mode.MTP and name == "draft"):
-                continue
-            if getattr(self, name) is None:
-                raise ValueError(f"the mode {self.mode} needs {name}")
         if self.p_min is not None and not 0.0 <= self.p_min <= 1.0:
             raise ValueError(f"p_min must be between 0 and 1, not {self.p_min}")
         if self.n_min is not None and self.n_max is not None and self.n_min > self.n_max:
@@ -156,11 +156,7 @@ class Drafting:
 
     def parameters(self) -> dict[str, str | int | float]:
         """The parameters that are set, in a fixed order, without the mode and without what is beside it."""
-        return {
-            f.name: value
-            for f in fields(self)
-            if f.name not in ("mode", "beside") and (value := getattr(self, f.name)) is not None
-        }
+        return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
 
     @property
     def parts(self) -> tuple[Drafting, ...]:
@@ -211,9 +207,9 @@ class Drafting:
             TypeError: A parameter of another type.
         """
         own = {k: v for k, v in data.items() if k != _PARTS}
-        unknown = sorted(set(own) - ({f.name for f in fields(cls)} - {"beside"}))
+        unknown = own.keys() - {"mode", *_NAMES}
         if unknown:
-            raise ValueError(f"unknown drafting parameter {unknown[0]}")
+            raise ValueError(f"unknown drafting parameter {min(unknown)}")
         for name, value in own.items():
             if not isinstance(value, str if name in ("mode", "draft", "engine") else int | float):
                 raise TypeError(f"{name} cannot be {value!r}")
@@ -232,6 +228,8 @@ class Drafting:
             return None
 
 
+# The parameters, in the order in which they are written.
+_NAMES = tuple(f.name for f in fields(Drafting) if f.name not in ("mode", "beside"))
 _ORDER = {mode: place for place, mode in enumerate(Mode)}
 
 

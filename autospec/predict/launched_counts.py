@@ -21,6 +21,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +131,20 @@ def cycles(draft: DraftNumbers, n_max: Floats, p_min: Floats, longest: int) -> C
     )
 
 
+def _considered() -> DraftNumbers:
+    """All combinations of the values that are considered."""
+    return DraftNumbers(*(x.ravel() for x in np.meshgrid(_CHANCES, _SURENESS, _TIMIDITY, indexing="ij")))
+
+
+@lru_cache(maxsize=256)  # every launch of a search fits the counts of all launches before it, too
+def _considered_counts(n_max: int, p_min: float, longest: int) -> tuple[Floats, Floats]:
+    """Accepted and proposed tokens of a cycle with each of those combinations."""
+    draft = _considered()
+    size = draft.chance.size
+    model = cycles(draft, np.full(size, float(n_max)), np.full(size, p_min), longest)
+    return model.accepted, model.drafted
+
+
 def foresee_copies(
     launches: Sequence[Launch], draftings: Sequence[Drafting]
 ) -> dict[str, dict[Drafting, Foreseen]]:
@@ -209,21 +224,15 @@ class _Fit:
 
     def _fit_counts(self) -> tuple[tuple[float, float], dict[str, float]]:
         """Sureness c and the constant of the draft, and a for each cell: the most likely values."""
-        values = np.meshgrid(_CHANCES, _SURENESS, _TIMIDITY, indexing="ij")
-        draft = DraftNumbers(*(x.ravel() for x in values))
+        draft = _considered()
         shape = (_CHANCES.size, _SURENESS.size * _TIMIDITY.size)
         penalties = {key: np.zeros(shape) for key in self._keys}
         for drafting, by_cell in self._known:
-            n_max, p_min = (
-                np.full(draft.chance.size, drafting.n_max or 1.0),
-                np.full(draft.chance.size, drafting.p_min or 0.0),
-            )
-            model = cycles(draft, n_max, p_min, self._longest)
-            drafted = model.drafted
+            accepted, drafted = _considered_counts(drafting.n_max or 1, drafting.p_min or 0.0, self._longest)
             for key, pairs in by_cell.items():
                 number = sum(map(_cycles_of, pairs))
                 for told, expected in (
-                    (sum(p.drafted.accepted or 0 for p in pairs), model.accepted),
+                    (sum(p.drafted.accepted or 0 for p in pairs), accepted),
                     (sum(p.drafted.drafted or 0 for p in pairs), drafted),
                 ):
                     # A cycle's count is about as scattered as it is large.
@@ -275,8 +284,12 @@ class _Fit:
         cycle_ms = self._costs.features(model.lengths, self._steps(model)).sum(axis=1)
         by_plain = cycle_ms / (1.0 + model.accepted) / self._costs.plain_ms  # time of a token ÷ that of off
         pairs = {p.off.prompt_id: p for _, by_cell in self._known for p in by_cell.get(key, ())}
-        found = [[self._with(p, key, float(x)) for x in by_plain] for p in pairs.values()]
-        return np.asarray(np.mean(np.array(found), axis=0))
+        return np.asarray(np.mean([self._at(p, key, by_plain) for p in pairs.values()], axis=0))
+
+    def _at(self, pair: Pair, key: str, by_plain: Floats) -> Floats:
+        """`_with` for D values: the time of a request rises in proportion to that of its drafted tokens."""
+        one, two = (math.exp(-self._with(pair, key, x)) for x in (1.0, 2.0))
+        return np.asarray(-np.log(one + (two - one) * (by_plain - 1.0)))
 
     def _with(self, pair: Pair, key: str, by_plain: float) -> float:
         """ln(speed ÷ off) of a pair's request, if drafted tokens took so many times as long as those of off."""

@@ -120,6 +120,8 @@ class Predictor:
         self._added_prompt_ms: dict[str, list[tuple[float, float]]] = {path: [] for path in guesses}
         self._distrusted: set[str] = set()
         self._ngram_counts: dict[Drafting, dict[tuple[str, str], Counts]] = {}
+        # Of single draftings: a launched one is asked for again and again, and replayed cycles never change.
+        self._draft_counts: dict[tuple[tuple[str, str], Drafting], Counts] = {}
 
     def covers(self, drafting: Drafting) -> bool:
         """True if the drafting can be predicted: its draft was read over the answers, or it needs none."""
@@ -365,12 +367,16 @@ class Predictor:
         return not path or recording.prompt_id in self._passes[path].profiles
 
     def _counts(self, cell_key: str, recording: Recording, draftings: Sequence[Drafting]) -> Counts:
-        first = draftings[0]
-        if first.mode is Mode.DRAFT_MODEL and not first.beside:
-            profile = self._passes[first.draft or ""].profiles[recording.prompt_id]
-            return replay_drafts(profile, draftings, recording.max_tokens, self._cycle, uncut=self._uncut)
-        place = (cell_key, recording.prompt_id)
-        return stacked([self._stream_counts(d)[place] for d in draftings])
+        first, place = draftings[0], (cell_key, recording.prompt_id)
+        if first.mode is not Mode.DRAFT_MODEL or first.beside:
+            return stacked([self._stream_counts(d)[place] for d in draftings])
+        if len(draftings) == 1 and (known := self._draft_counts.get((place, first))) is not None:
+            return known
+        profile = self._passes[first.draft or ""].profiles[recording.prompt_id]
+        counts = replay_drafts(profile, draftings, recording.max_tokens, self._cycle, uncut=self._uncut)
+        if len(draftings) == 1:
+            self._draft_counts[place, first] = counts
+        return counts
 
     def _stream_counts(self, drafting: Drafting) -> dict[tuple[str, str], Counts]:
         """A drafting with draft-free modes over all requests in a launch's order."""

@@ -332,12 +332,16 @@ def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
             connection.execute("PRAGMA fullfsync=1")
 
 
+_MEASUREMENT = tuple(f.name for f in fields(Measurement))
+
+
 def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
     """The measurement and the identity of its draft."""
-    known = {f.name: row[f.name] for f in fields(Measurement)} | {
+    drafting, compared = row["drafting"], row["compared"]
+    known = {name: row[name] for name in _MEASUREMENT} | {
         "phase": Phase(row["phase"]),
-        "drafting": Drafting.from_json(row["drafting"]),
-        "compared": Drafting.from_json(row["compared"]),
+        "drafting": (own := Drafting.from_json(drafting)),
+        "compared": own if drafting == compared else Drafting.from_json(compared),
     }
     if not isinstance(row["machine"], dict):
         raise TypeError("the machine's state is not a JSON object")

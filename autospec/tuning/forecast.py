@@ -120,15 +120,14 @@ class Forecast:
 
     def _most_promising(self, draftings: Sequence[Drafting], cells: Sequence[CellRun]) -> Drafting | None:
         """The drafting that is expected to beat the tried ones (and off) by most, summed over cells."""
-        bars = {cell.cell.key: self._bar(cell) for cell in cells}
-        near = {cell.cell.key: self._foreseen_of_tried(cell) for cell in cells}
+        known = [(self._predictions(c), self._bar(c), self._foreseen_of_tried(c)) for c in cells]
         best: tuple[float, Drafting] | None = None
         for drafting in draftings:
             label = self._arm(drafting)
             gains = [
-                math.log(p.ratio) - max(bars[c.cell.key], near[c.cell.key].get(label, -math.inf))
-                for c in cells
-                if (p := self._predictions(c).get(drafting)) is not None
+                math.log(p.ratio) - max(bar, near.get(label, -math.inf))
+                for predictions, bar, near in known
+                if (p := predictions.get(drafting)) is not None
             ]
             if max(gains, default=0.0) <= _WORTH:
                 continue
@@ -139,15 +138,15 @@ class Forecast:
 
     def _most_instructive(self, draftings: Sequence[Drafting], cells: Sequence[CellRun]) -> Drafting | None:
         """The drafting whose launch measures unknown costs, and whose optimistic end by them is highest above the threshold."""
-        bars = {cell.cell.key: self._bar(cell) for cell in cells}
+        known = [(self._predictions(c), max(self._bar(c), self._threshold)) for c in cells]
         best: tuple[float, Drafting] | None = None
         for drafting in draftings:
             if not self._would_teach(drafting):
                 continue
             ends = [
-                math.log(p.high_by_costs) - max(bars[c.cell.key], self._threshold)
-                for c in cells
-                if (p := self._predictions(c).get(drafting)) is not None
+                math.log(p.high_by_costs) - least
+                for predictions, least in known
+                if (p := predictions.get(drafting)) is not None
             ]
             if max(ends, default=0.0) > 0 and (best is None or max(ends) > best[0]):
                 best = max(ends), drafting
@@ -217,16 +216,26 @@ class Forecast:
     def rule_out(self, cells: Sequence[CellRun]) -> list[dict[str, object]]:
         """The drafts and modes that were never launched because even their best case does not pay, and why, as JSON objects."""
         found: list[dict[str, object]] = []
+        bars = {cell.cell.key: self._bar(cell) for cell in cells}
+        least = {key: max(bar, self._threshold) for key, bar in bars.items()}  # what is worth a launch
+        by_arm: dict[str, list[Drafting]] = {}
+        for drafting in self._grid:
+            by_arm.setdefault(self._arm(drafting), []).append(drafting)
         for arm in self._space.arms:
             label = arm.label
-            own = [d for d in self._grid if self._arm(d) == label and self.trusts(d)]
+            own = [d for d in by_arm.get(label, ()) if self.trusts(d)]
             if label in self._launched or not own:
                 continue
-            cases = [(p, c) for c in cells for d in own if (p := self._predictions(c).get(d)) is not None]
+            cases = [
+                (math.log(p.high) - least[key], p, cell)
+                for cell, key in ((cell, cell.cell.key) for cell in cells)
+                for d in own
+                if (p := self._predictions(cell).get(d)) is not None
+            ]
             if not cases:
                 continue
-            best, cell = max(cases, key=lambda case: math.log(case[0].high) - self._least(case[1]))
-            if math.log(best.high) > self._least(cell) and not self._predictor.hopeless(best.drafting):
+            above, best, cell = max(cases, key=lambda case: case[0])
+            if above > 0.0 and not self._predictor.hopeless(best.drafting):
                 continue  # the search ended before it could be launched, or it was not expected to win
             costs = self._predictor.costs(best.drafting)
             n_max = min(best.drafting.longest, costs.verify_ms.size - 1)
@@ -243,7 +252,7 @@ class Forecast:
                 "acceptance": None if math.isnan(best.acceptance) else round(best.acceptance, 3),
                 "break_even": round(even, 3),
                 "by_prompt": by_prompt,
-                "beaten": self._threshold < math.log(best.high) <= self._bar(cell),
+                "beaten": self._threshold < math.log(best.high) <= bars[cell.cell.key],
             }
             found.append(why)
             self._tell(
@@ -377,10 +386,6 @@ class Forecast:
                 label = self._arm(drafting)
                 found[label] = max(found.get(label, -math.inf), math.log(prediction.ratio))
         return found
-
-    def _least(self, cell: CellRun) -> float:
-        """Logarithm of the ratio that a drafting must be able to reach to be worth a launch in a cell."""
-        return max(self._bar(cell), self._threshold)
 
     def _predictions(self, cell: CellRun) -> dict[Drafting, Prediction]:
         if not self._found:

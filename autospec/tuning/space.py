@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, Protocol
@@ -85,13 +86,18 @@ class Arm:
     @property
     def label(self) -> str:
         """The value of the arm parameter: readable, and unique among a study's arms by the draft's identity."""
-        own = str(self.mode)
-        if self.draft is not None:
-            known_by = self.draft if self.file is None else self.file.identity
-            digest = hashlib.sha256(known_by.encode()).hexdigest()[:4]
-            own = f"{self.mode} {PurePath(self.draft).name.removesuffix('.gguf')} #{digest}"
-        own += f" {self.engine}" if self.engine else ""
-        return " + ".join([own, *self.beside])
+        return _label(self)
+
+
+@lru_cache(maxsize=1024)  # asked for each drafting of the grid
+def _label(arm: Arm) -> str:
+    own = str(arm.mode)
+    if arm.draft is not None:
+        known_by = arm.draft if arm.file is None else arm.file.identity
+        digest = hashlib.sha256(known_by.encode()).hexdigest()[:4]
+        own = f"{arm.mode} {PurePath(arm.draft).name.removesuffix('.gguf')} #{digest}"
+    own += f" {arm.engine}" if arm.engine else ""
+    return " + ".join([own, *arm.beside])
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,12 +302,19 @@ class Space:
 
     @staticmethod
     def _with_model(arm: Arm, n_max: int, p_min: float | None, n_min: int = 0) -> Drafting:
-        own = Drafting(arm.mode, draft=arm.draft, n_max=1, engine=arm.engine)
         if arm.only is not None:
-            return replace(own, n_max=arm.only[0], n_min=0, p_min=arm.only[1])
+            n_max, p_min = arm.only
+            return Drafting(arm.mode, draft=arm.draft, n_max=n_max, n_min=0, p_min=p_min, engine=arm.engine)
         limited = min(n_max, arm.n_max_limit) if arm.n_max_limit else n_max
         least = min(n_min, limited)
-        return replace(own, n_max=limited, n_min=least if least > 1 and p_min else 0, p_min=p_min)
+        return Drafting(
+            arm.mode,
+            draft=arm.draft,
+            n_max=limited,
+            n_min=least if least > 1 and p_min else 0,
+            p_min=p_min,
+            engine=arm.engine,
+        )
 
     @staticmethod
     def _adapted(arm: Arm, n_max: int, n_min: int) -> Drafting:
