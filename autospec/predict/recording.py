@@ -31,9 +31,12 @@ _BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 25, 33, 49, 65)
 _ALL_UP_TO = 17
 # Sizes that are timed behind a longer context too: what it adds is a line over them.
 _DEEP_BATCHES = (1, 2, 5, 9, 17)
-# The median of so many times counts: some requests may be disturbed. Fewer are enough where they agree.
+# The median of so many times counts: some requests may be disturbed. Fewer are enough where they agree, and still fewer where
+# a batch takes so long that a short disturbance does not change its time.
 _REPEATS = 5
 _LEAST_REPEATS = 3
+_LEAST_REPEATS_OF_LONG = 2
+_LONG_MS = 200.0
 # Times of one batch agree if the longest exceeds the shortest by no more than this.
 _ALIKE = 0.05
 # Answer tokens before a timed batch, so that batches follow a text and not only a prompt.
@@ -133,8 +136,9 @@ def time_batches(
     lead = (*recording.prompt_ids, *text[:_LEAD]) if behind else ()
     sizes = batch_sizes(recording, largest)
     times = _timed(tokens, lead, text, sizes) if sizes else {}
-    between = [size for size in range(1, min(_ALL_UP_TO, largest)) if size not in times]
-    if between and _falls(times):
+    up_to = min(_ALL_UP_TO, largest)
+    between = [size for size in range(1, up_to) if size not in times]
+    if between and _falls({size: ms for size, ms in times.items() if size <= up_to}):
         times |= _timed(tokens, lead, text, between)
     return times
 
@@ -170,16 +174,22 @@ def _timed(
     before = -1
     taken: dict[int, list[float]] = {size: [] for size in sizes}
     # All sizes once, then again: a machine that becomes slower meanwhile does not bend the curve.
-    for done in range(_REPEATS):
-        if done >= _LEAST_REPEATS and all(max(own) <= (1.0 + _ALIKE) * min(own) for own in taken.values()):
-            break
-        for size in sizes:
+    for _ in range(_REPEATS):
+        for size in [size for size in sizes if not _settled(taken[size])]:
             k = next(starts)
             if text[k] == before:  # the cycle of places wrapped around
                 k = next(starts)
             before = text[k]
             taken[size].append(tokens.batch_ms(lead, text[k : k + size]))
     return {size: statistics.median(times) for size, times in taken.items()}
+
+
+def _settled(times: Sequence[float]) -> bool:
+    """Whether these times of one batch are enough."""
+    if not times:
+        return False
+    least = _LEAST_REPEATS_OF_LONG if min(times) >= _LONG_MS else _LEAST_REPEATS
+    return len(times) >= least and max(times) <= (1.0 + _ALIKE) * min(times)
 
 
 def _falls(times: Mapping[int, float]) -> bool:

@@ -28,14 +28,38 @@ class Batches:
 
 
 @pytest.mark.parametrize(
-    ("more_ms", "repeats"), [((), 3), ((0.3, -0.2), 3), ((5.0,), 5), ((0.0, 0.0, 0.0, 5.0), 5)]
+    ("more_ms", "disturbed"), [((), None), ((0.3, -0.2), None), ((5.0,), 1), ((0.0, 0.0, 0.0, 5.0), 4)]
 )
-def test_times_that_agree_are_not_taken_again(more_ms, repeats):
-    """Three times where they agree to within 5 %; after a disturbance five, whose median it does not move."""
+def test_times_that_agree_are_not_taken_again(more_ms, disturbed):
+    """Three times where they agree to within 5 %; a batch that was disturbed five times: its median does not move."""
     server = Batches(more_ms)
     times = time_batches(server, RECORDING, 5)  # type: ignore[arg-type]
-    assert server.asked == dict.fromkeys((1, 2, 3, 4, 5), repeats)
+    assert server.asked == {size: 5 if size == disturbed else 3 for size in (1, 2, 3, 4, 5)}
     assert times == pytest.approx({size: 10.0 + size for size in (1, 2, 3, 4, 5)})
+
+
+class Slow(Batches):
+    """A large model on a processor: 50 ms for each token. Of more than 32 tokens another kernel computes each in 10 ms."""
+
+    def batch_ms(self, ids: Sequence[int], extra: Sequence[int]) -> float:
+        """The time of one batch."""
+        super().batch_ms(ids, extra)
+        return len(extra) * (10.0 if len(extra) > 32 else 50.0)
+
+
+def test_long_batches_are_timed_twice():
+    """A short disturbance does not change their times, and sixty tokens take seconds on such a model."""
+    server = Slow()
+    time_batches(server, RECORDING, 5)  # type: ignore[arg-type]
+    assert server.asked == {1: 3, 2: 3, 3: 3, 4: 2, 5: 2}
+
+
+def test_a_fall_of_the_large_batches_says_nothing_of_the_small_ones():
+    """Only between the sizes up to 17 each is timed."""
+    server = Slow()
+    times = time_batches(server, RECORDING, 49)  # type: ignore[arg-type]
+    assert times[49] < times[25]
+    assert not {10, 11, 13, 14, 15} & times.keys()
 
 
 class Repacked(Batches):
