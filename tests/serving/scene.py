@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
+from autospec.serving import reconciler
 from autospec.serving.dispatch import Prompt, PromptFacts, RouteRequest
 from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.serving.reconciler import ProxyDependencies
@@ -156,6 +158,10 @@ class FakeMlx(FakeBackend):
         return {"num_draft_tokens": 0 if drafting.is_off else drafting.n_max}
 
 
+# How often the servers are looked at: the clock that is set by hand may pass minutes between two looks.
+TICK_S = 0.02
+
+
 class Clock:
     """Seconds that pass when the test says so."""
 
@@ -239,8 +245,9 @@ class Scene:
             daemon=self.daemon,
             clock=self.clock,
         )
-        async with await Supervisor.start(self.settings, dependencies) as supervisor:
-            yield supervisor
+        with mock.patch.object(reconciler, "_TICK_S", TICK_S):
+            async with await Supervisor.start(self.settings, dependencies) as supervisor:
+                yield supervisor
 
     def limit(self, mib: int) -> None:
         """Set the memory limit of the proxy."""

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from unittest import mock
+
 import pytest
+from optuna.storages._rdb.storage import _VersionManager
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _optuna_reads_its_migrations_once() -> Iterator[None]:
+    """For each new database it reads all of them three times, and each tune here has a new one."""
+    read = _VersionManager._create_alembic_script
+    scripts: list[object] = []
+
+    def once(manager: _VersionManager) -> object:
+        if not scripts:
+            scripts.append(read(manager))
+        return scripts[0]
+
+    with mock.patch.object(_VersionManager, "_create_alembic_script", once):
+        yield
 
 
 @pytest.fixture
