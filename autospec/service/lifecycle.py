@@ -159,11 +159,18 @@ class Service:
             ServiceError: This user has no supervisor, it refuses, or the daemon does not come up.
             OSError: The file cannot be written.
         """
-        plan = self.plan()
-        if plan.changed:
-            replace_file(self.supervisor.file, plan.text)
+        plan, before = self.plan(), self._installed_text()
+        try:
+            if plan.changed:
+                replace_file(self.supervisor.file, plan.text)
+            self._load(plan.steps)
+        except BaseException:  # Ctrl-C, too
+            # The new text would tell the next installation that there is nothing to do, and the old daemon would go on.
+            if plan.changed:
+                self._put_back(before)
+            raise
         if plan.steps:
-            self._bring_up(plan.steps)
+            self._wait_until_up()
         return plan.changed or bool(plan.steps)
 
     def start(self) -> bool:
@@ -177,7 +184,8 @@ class Service:
             raise ServiceError("The service is not installed.", "Run `autospec service install`.")
         steps = self.supervisor.to_load(self.status(), changed=False)
         if steps:
-            self._bring_up(steps)
+            self._load(steps)
+            self._wait_until_up()
         return bool(steps)
 
     def stop(self) -> bool:
@@ -224,9 +232,20 @@ class Service:
         except (FileNotFoundError, UnicodeDecodeError):
             return None
 
-    def _bring_up(self, steps: tuple[ServiceStep, ...]) -> None:
-        self.definition.log.parent.mkdir(parents=True, exist_ok=True)
+    def _put_back(self, text: str | None) -> None:
+        """Write the file's old text again; ``None`` if there was no file."""
+        with suppress(OSError):
+            if text is None:
+                self.supervisor.file.unlink(missing_ok=True)
+            else:
+                replace_file(self.supervisor.file, text)
+
+    def _load(self, steps: tuple[ServiceStep, ...]) -> None:
+        if steps:
+            self.definition.log.parent.mkdir(parents=True, exist_ok=True)
         self._do(steps)
+
+    def _wait_until_up(self) -> None:
         deadline = self._now() + _UP_WITHIN_S
         up_since: tuple[int | None, float] | None = None
         failures = 0

@@ -19,7 +19,7 @@ from typing import Final
 from autospec.catalog.model import Format
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError, OverloadedError, SettingsError
+from autospec.errors import LaunchError, OverloadedError
 from autospec.formats import counted
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice, beyond
@@ -96,8 +96,6 @@ class Reconciler:
         registry: ModelRegistry,
         gave_up: Callable[[ServerInstance], None],
     ) -> None:
-        if not settings.queue_deadline:
-            raise SettingsError("queue_deadline must not be empty.", "Set e.g. 5m.")
         self._clock = clock = dependencies.clock
         self.demand = Demand()
         self.prompt_lengths = PromptLengths()

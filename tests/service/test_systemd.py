@@ -13,7 +13,7 @@ from autospec.files import launchd_dir
 from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.lifecycle import Service
 from autospec.service.systemd import UNIT, Systemd
-from tests.service.fakes import Clock, FakeSystemctl, definition
+from tests.service.fakes import Clock, FakeSystemctl, breaking, definition
 
 TEMPLATE = (launchd_dir() / UNIT).read_text(encoding="utf-8")
 
@@ -170,6 +170,25 @@ def test_an_upgrade_restarts_the_daemon(service, systemctl):
     assert service(version="2.0").install()
     assert ("--no-block", "restart", UNIT) in systemctl.changes
     assert service().status().pid == 102
+
+
+@pytest.mark.parametrize("verb", ["daemon-reload", "enable", "restart"])
+@pytest.mark.parametrize("how", [ServiceOutcome(1, err="Access denied\n"), KeyboardInterrupt()])
+@pytest.mark.parametrize("before", ["1.0", None])
+def test_an_installation_that_broke_off_is_made_by_the_next_one(service, systemctl, verb, how, before):
+    """Refused, or Ctrl-C. The next one found its own text and a daemon that runs, and left the old daemon running."""
+    if before:
+        service(version=before).install()
+    old = systemctl.file.read_text("utf-8") if before else None
+    with pytest.raises((ServiceError, KeyboardInterrupt)):
+        breaking(service(version="2.0"), verb, how).install()
+    assert (systemctl.file.read_text("utf-8") if systemctl.file.exists() else None) == old
+    systemctl.calls.clear()
+    new = service(version="2.0")
+    assert new.install()
+    assert systemctl.changes == [("daemon-reload",), ("enable", UNIT), ("--no-block", "restart", UNIT)]
+    assert (new.status().state, new.status().enabled, new.current()) == (ServiceState.RUNNING, True, True)
+    assert not new.install()
 
 
 def test_an_installed_service_that_was_stopped_is_started(service, systemctl):
