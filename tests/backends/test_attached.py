@@ -159,6 +159,28 @@ def test_the_servers_name_for_a_file(path, listed, name):
         model_name(path, found)
 
 
+def _entries(pages: dict, **of_another) -> dict:
+    """The answer with a loaded model for embeddings, and `of_another` in each language model."""
+    (route, page), *_ = pages.items()
+    ((key, models),) = [(key, value) for key, value in page.items() if isinstance(value, list)]
+    changed = [
+        {**e, **of_another}
+        if e["type"] == "llm"
+        else {**e, "state": "loaded", "compatibility_type": "gguf", "loaded_instances": [{"id": "nomic"}]}
+        for e in models
+    ]
+    return {**pages, route: {**page, key: changed}}
+
+
+@pytest.mark.parametrize("pages", [LM_STUDIO, LM_STUDIO_V1])
+@pytest.mark.parametrize(("kind", "only"), [("mlx", (2, None)), ("gguf", (16, 0.75))])
+def test_a_loaded_model_for_embeddings_says_nothing_of_drafting(pages, kind, only):
+    """LM Studio brings one, which is a GGUF file; an MLX model beside it drafts as MLX does."""
+    found = find_out(_entries(pages, compatibility_type=kind, format=kind).get)
+    assert found.kind is ServerKind.LM_STUDIO
+    assert found.only == only
+
+
 def test_mlx_omni_server(stand_in):
     """A top-level ``draft_model``, folders as names, two tokens, no counts."""
     server = stand_in(MLX_OMNI)

@@ -367,19 +367,26 @@ def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
 
 
 def _lm_studio(entries: list[Mapping[str, Any]]) -> FoundServer:
-    names = tuple(str(e["id"]) for e in entries if e.get("type") in (None, "llm", "vlm"))
-    loaded = [e for e in entries if e.get("state") == "loaded"] or entries
-    mlx = all(e.get("compatibility_type") == "mlx" for e in loaded)
+    models = _of_language(entries)
+    names = tuple(str(e["id"]) for e in models)
+    loaded = [e for e in models if e.get("state") == "loaded"] or models
+    mlx = bool(loaded) and all(e.get("compatibility_type") == "mlx" for e in loaded)
     # The first releases report drafted tokens on this route only.
     return _lm_studio_with(names, mlx=mlx, chat="/api/v0/chat/completions")
 
 
 def _lm_studio_v1(entries: list[Mapping[str, Any]]) -> FoundServer:
     """LM Studio 0.4 and later, without its older route. Its own `/api/v1/chat` takes no draft model: OpenAI's route is asked."""
-    names = tuple(str(e["key"]) for e in entries if "key" in e and e.get("type") in (None, "llm", "vlm"))
-    loaded = [e for e in entries if e.get("loaded_instances")] or entries
-    mlx = all(e.get("format") == "mlx" for e in loaded)
+    models = _of_language(entries)
+    names = tuple(str(e["key"]) for e in models if "key" in e)
+    loaded = [e for e in models if e.get("loaded_instances")] or models
+    mlx = bool(loaded) and all(e.get("format") == "mlx" for e in loaded)
     return _lm_studio_with(names, mlx=mlx, chat="/v1/chat/completions")
+
+
+def _of_language(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """LM Studio's models without those for embeddings; it brings one of its own, which is a GGUF file."""
+    return [entry for entry in entries if entry.get("type") in (None, "llm", "vlm")]
 
 
 def _lm_studio_with(names: tuple[str, ...], *, mlx: bool, chat: str) -> FoundServer:
