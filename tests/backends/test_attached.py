@@ -181,6 +181,17 @@ def test_a_loaded_model_for_embeddings_says_nothing_of_drafting(pages, kind, onl
     assert found.only == only
 
 
+def test_lm_studio_does_not_draft_while_it_batches(stand_in):
+    """lmstudio-bug-tracker 1519: a fault of its settings, which the hint names, and no launch to be repeated."""
+    attached = Attached(stand_in(LM_STUDIO, "batches").url)
+    off = attached.launch(MAIN, OFF, NOTHING)
+    with pytest.raises(SpeculationInactiveError, match="LM Studio cannot draft with draft-model") as caught:
+        off.with_drafting(LM_DRAFT)
+    assert caught.value.hint == (
+        "In LM Studio set the model's number of concurrent predictions to 1 and load it again."
+    )
+
+
 def test_mlx_omni_server(stand_in):
     """A top-level ``draft_model``, folders as names, two tokens, no counts."""
     server = stand_in(MLX_OMNI)
