@@ -283,7 +283,11 @@ def _head(keys: _Keys, tensors: Sequence[TensorInfo], blocks: int) -> Head | Non
     in_blocks = {int(m[1]) for n in names if (m := _BLOCK_TENSOR.match(n))}
     if mtp and in_blocks and min(in_blocks) >= blocks - mtp:
         # `convert_hf_to_gguf.py --mtp`, or an architecture of MTP layers only (gemma4-assistant).
-        return Head("mtp", keys.of("embedding_length_out") or keys.of("embedding_length"))
+        hidden = keys.of("embedding_length_out") or keys.of("embedding_length")
+        # Several heads are chained, one per proposal (`chain_heads` in common/speculative.cpp). An assistant shares the main
+        # model's cache, and all its layers are one head.
+        chained = mtp > 1 and not keys.architecture.endswith("-assistant")
+        return Head("mtp", hidden, n_max=mtp if chained else 0)
     return None
 
 

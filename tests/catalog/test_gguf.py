@@ -325,6 +325,25 @@ class TestDraftHeads:
         assert model.head is not None
         assert model.head.hidden_size == 32
 
+    @pytest.mark.parametrize(
+        ("architecture", "heads", "n_max"), [("step35", 3, 3), ("qwen35", 1, 0), ("gemma4-assistant", 4, 0)]
+    )
+    def test_chained_heads_limit_the_proposals(
+        self, tmp_path: Path, architecture: str, heads: int, n_max: int
+    ) -> None:
+        """llama.cpp cuts n_max to the number of heads where it chains them; an assistant's layers are one head."""
+        tensors = [f"blk.{9 - i}.nextn.eh_proj.weight" for i in range(heads)]
+        keys = {
+            f"{architecture}.nextn_predict_layers": np.uint32(heads),
+            f"{architecture}.block_count": np.uint32(10),
+        }
+        arrays = {name: np.ones((32, 32), np.float16) for name in tensors}
+        model = read_gguf(
+            write_gguf(tmp_path / "mtp.gguf", architecture=architecture, keys=keys, tensors=arrays)
+        )
+        assert model.head is not None
+        assert (model.head.kind, model.head.n_max) == ("mtp", n_max)
+
     def test_model_with_mtp_layers(self, tmp_path: Path) -> None:
         """A whole model with an MTP layer is a main model; the layer costs nothing in plain decoding."""
         names = [
