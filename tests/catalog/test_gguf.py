@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from autospec.catalog.gguf import read_gguf
+from autospec.catalog.gguf import _OF_OTHER_MEDIA, read_gguf
 from autospec.catalog.model import Model
 from autospec.errors import ModelFileError
 from tests.catalog.making import TOKENS, make_model, write_gguf
@@ -385,6 +385,29 @@ def test_role(tmp_path: Path, architecture: str, keys: dict[str, object], role: 
 def test_image_model_is_no_language_model(tmp_path: Path) -> None:
     """A GGUF without a vocabulary, of an architecture that llama.cpp has not, is something else."""
     assert read_gguf(write_gguf(tmp_path / "m.gguf", architecture="flux", tokens=None)).role == "other"
+
+
+@pytest.mark.parametrize(
+    "name", ["v.patch_embd.weight", "mm.input_projection.weight", "a.blk.0.attn_q.weight"]
+)
+@pytest.mark.parametrize(("architecture", "role"), [("gemma3", "combined"), ("clip", "projector")])
+def test_image_and_text_in_one_file(tmp_path: Path, name: str, architecture: str, role: str) -> None:
+    """Ollama's own vision models: llama.cpp ends with "wrong number of tensors". A projector alone is one."""
+    arrays = {n: np.ones((32, 32), np.float16) for n in ("token_embd.weight", "blk.0.attn_q.weight", name)}
+    path = write_gguf(tmp_path / "m.gguf", architecture=architecture, tensors=arrays)
+    assert read_gguf(path).role == role
+
+
+def test_no_language_model_of_llama_cpp_has_tensors_of_images() -> None:
+    """By the names that the package `gguf` has for every architecture; ``mmproj`` is the projector's."""
+    names = {
+        gguf.TENSOR_NAMES[tensor]
+        for architecture, tensors in gguf.MODEL_TENSORS.items()
+        if architecture is not gguf.MODEL_ARCH.MMPROJ
+        for tensor in tensors
+    }
+    assert "blk.{bid}.attn_q" in names
+    assert not [name for name in names if name.startswith(_OF_OTHER_MEDIA)]
 
 
 def test_vocabulary_without_weights(tmp_path: Path) -> None:
