@@ -164,14 +164,31 @@ def _files(binary: Path) -> tuple[Path, ...]:
     cellar = next((folder for folder in real.parents if folder.name == "Cellar"), None)
     if cellar is not None:
         folders |= {cellar.parent / "opt" / "ggml" / name for name in ("lib", "libexec")}
-    found = {
+    elif real.parent.name == "bin" and not _libraries(real.parent):
+        folders |= _of_distributions(real.parent.parent)
+    found = {path for folder in folders for path in _libraries(folder)}
+    return (real, *sorted(path for path in found if path.is_file() and path.stat().st_size))
+
+
+def _of_distributions(prefix: Path) -> set[Path]:
+    """The folders of a Linux distribution's packages below ``/usr``."""
+    # Arch: /usr/lib/ggml. Fedora: /usr/lib64. Debian and Ubuntu: /usr/lib/x86_64-linux-gnu/{llama,ggml/backends0}.
+    # Where ../lib has libraries, those of the other roots are another build's.
+    roots = {prefix / "lib"}
+    if not _libraries(prefix / "lib"):
+        roots |= {prefix / "lib64", *(prefix / "lib").glob("*-linux-gnu*")}
+    names = ("llama", "ggml", "ggml/backends*")
+    return roots | {folder for root in roots for name in names for folder in root.glob(name)}
+
+
+def _libraries(folder: Path) -> set[Path]:
+    """llama.cpp's shared libraries in a folder, where links to them lead."""
+    return {
         path.resolve()
-        for folder in folders
         for pattern in _LIBRARIES
         for path in folder.glob(pattern)
         if re.search(r"\.(so|dylib)(\.|$)", path.name)
     }
-    return (real, *sorted(path for path in found if path.is_file() and path.stat().st_size))
 
 
 def _output(binary: Path, flag: str) -> str:
