@@ -176,7 +176,7 @@ class ProxyChild:
         self._child = self._adopted = None
 
     def _pause_s(self) -> float:
-        return float(min(_PAUSE_AT_MOST_S, _PAUSE_S * 2.0 ** (self.crashes - 1)))
+        return float(min(_PAUSE_AT_MOST_S, _PAUSE_S * 2.0 ** min(self.crashes - 1, 30)))
 
     def _read_record(self) -> ProcessRef | None:
         try:

@@ -284,7 +284,7 @@ def _closed(model: Tunable, found: KnownCell | None, effort: Effort) -> Later | 
 def _not_before(effort: Effort, now: float) -> float | None:
     if not effort.failures:
         return None
-    pause_s = min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** (effort.failures - 1))
+    pause_s = min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(effort.failures - 1, 30))
     # A clock that was set back must not make this pause longer.
     until = min(effort.last_at, now) + pause_s
     return until if now < until else None

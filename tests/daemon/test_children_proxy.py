@@ -42,6 +42,16 @@ def test_a_crashed_proxy_is_started_again_after_longer_and_longer_pauses(tmp_pat
     proxy.stop()
 
 
+def test_a_proxy_that_crashes_each_minute_for_a_day_is_still_started(tmp_path: Path):
+    """The pause before the 1025th crash's next start was more than a number holds."""
+    proxy = ProxyChild(CRASHES, tmp_path, tmp_path / "log", SetClock())
+    proxy.crashes = 1100
+    proxy.keep()
+    ended(proxy)
+    assert proxy.keep() == 60.0
+    assert proxy.crashes == 1101
+
+
 def test_what_happens_to_it_is_told_once(tmp_path: Path):
     """Issue 17, item 9: the daemon said nothing of a proxy that was killed. A row of crashes hides no other event."""
     clock = SetClock()
