@@ -365,4 +365,5 @@ class Backoff:
 
 
 def _backoff_s(times: int) -> float:
-    return 0.0 if times == 1 else min(_BACKOFF_S * 2.0 ** (times - 2), _MOST_BACKOFF_S)
+    # A row is as long as its failures come: 2.0 ** 1024 is no number any more.
+    return 0.0 if times == 1 else min(_BACKOFF_S * 2.0 ** min(times - 2, 30), _MOST_BACKOFF_S)

@@ -105,6 +105,12 @@ def test_failures_are_tried_again_later_and_later():
     assert len(queue(efforts={key(PromptType.CODING): failed}, now=NOW + 1201).items) == 2
 
 
+def test_a_row_of_failures_may_be_long():
+    """A day at most, however many there were: 2.0 ** 1024 is no number any more."""
+    failed = Effort(basis_digest(BIG.basis), failures=1100, last_at=NOW, last="it died")
+    assert queue(efforts={key(PromptType.CODING): failed}).next_at == NOW + 86400
+
+
 def test_a_clock_set_back_does_not_lengthen_the_pause():
     """The last failure lies in the future by the new clock. Each survey moved the pause ahead again, until that day came."""
     failed = {

@@ -313,7 +313,7 @@ def _check_folders(model_path: str, drafting: Drafting) -> None:
             )
 
 
-# When the thread that computes has died, the server still runs and answers 404.
+# When the thread that loads has died, the server still runs and answers 404; later its process ends (`mlx.child`).
 _DIED = re.compile(r"generation thread died: (?P<why>.+)")
 _MEMORY = re.compile(
     r"out of memory|insufficient memory|unable to allocate|bad_alloc|attempting to allocate", re.IGNORECASE
