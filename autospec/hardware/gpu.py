@@ -22,11 +22,13 @@ __all__ = [
     "Device",
     "GpuWatch",
     "Metal",
+    "cards",
     "devices_here",
     "driver_devices",
     "in_package",
     "is_integrated",
     "metal_limit_bytes",
+    "model_memory_bytes",
     "on_metal",
     "parse_gpu_clients",
     "read_gpus",
@@ -129,6 +131,18 @@ def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
     # A card beside integrated graphics has memory that nobody tells.
     names = hardware.gpu.split(", ") if hardware.gpu else []
     return () if all(map(is_integrated, names)) else None
+
+
+def cards(hardware: Hardware) -> tuple[Device, ...]:
+    """The GPUs with memory of their own over which a build spreads a model; empty on a Mac, and where no driver tells."""
+    return () if not hardware.gpu or hardware.os.startswith("macos") else usable(driver_devices())
+
+
+def model_memory_bytes(hardware: Hardware) -> int:
+    """Memory that can hold models: the system's and the cards' own together; 0 if the system's is unknown."""
+    if not hardware.memory_bytes:
+        return 0
+    return hardware.memory_bytes + sum(card.total_bytes for card in cards(hardware))
 
 
 def shared_limit_bytes(hardware: Hardware) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from autospec.hardware.gpu import (
     driver_devices,
     is_integrated,
     metal_limit_bytes,
+    model_memory_bytes,
     shared_limit_bytes,
     shares_memory,
     usable,
@@ -202,6 +204,26 @@ def test_amds_library_tells_free_memory_too(libraries):
     """Where no GPU of NVIDIA's answers."""
     libraries(nvml=FakeNvml(), smi=FakeAmdSmi())
     assert driver_devices() == (Device("ROCm0", "AMD Radeon RX 7900 XTX", 24560 << 20, 18416 << 20),)
+
+
+def test_models_have_the_cards_memory_besides_the_systems(libraries, monkeypatch):
+    """On a card that is larger than the system's memory, no draft fitted."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    libraries(nvml=FakeNvml(Card(), Card()))
+    card = hardware("linux 6.8", "2 x NVIDIA GeForce RTX 4090")
+    assert model_memory_bytes(card) == (64 + 48) * GIB
+    assert model_memory_bytes(hardware("linux 6.8", "")) == 64 * GIB
+    assert model_memory_bytes(hardware("macos 26.1", "Apple M4 GPU")) == 64 * GIB
+    # 0 stands for "unknown", and everything fits then.
+    assert model_memory_bytes(replace(card, memory_bytes=0)) == 0
+
+
+def test_memory_that_a_driver_tells_of_graphics_in_the_processor_is_the_systems(libraries):
+    """It counts once."""
+    libraries(smi=FakeAmdSmi(amdsmi_get_gpu_asic_info={"market_name": "AMD Radeon 780M Graphics"}))
+    assert model_memory_bytes(hardware("linux 6.8", "AMD GPU 0x15bf")) == 64 * GIB
+    libraries(nvml=FakeNvml(Card(name="NVIDIA GB10")))
+    assert model_memory_bytes(hardware("linux 6.8", "NVIDIA GB10")) == 64 * GIB
 
 
 def test_a_card_without_a_name_of_its_own_has_memory(libraries, monkeypatch):
