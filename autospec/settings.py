@@ -131,7 +131,7 @@ class Settings:
     idle_unload: str = field(default="15m", metadata=_key(
         "duration or empty", "The proxy stops a server after this time without requests; empty keeps servers running."))
     memory_limit: float = field(default=0.0, metadata=_key(
-        "number", "Memory limit for the servers of the proxy, in GiB; 0 means 75 % of the memory."))
+        "number", "Memory limit for the servers of the proxy, in GiB; 0 means that of the graphics cards, or without one 75 % of the system's."))
     queue_limit: int = field(default=256, metadata=_key(
         "count", "How many requests may wait for a server of the proxy."))
     queue_deadline: str = field(default="5m", metadata=_key(

@@ -26,7 +26,7 @@ from autospec.backends.process import child_environment
 from autospec.cells import Build
 from autospec.errors import BackendMissingError
 from autospec.files import replace_file
-from autospec.hardware.gpu import Device
+from autospec.hardware.gpu import Device, shares_memory
 
 __all__ = ["Facts", "Probe", "facts_of", "first_look", "list_devices", "probe", "version_name"]
 
@@ -107,7 +107,7 @@ def first_look(configured: str, state_dir: Path, platform: str = sys.platform) -
 def list_devices(binary: Path) -> tuple[Device, ...] | None:
     """Run ``--list-devices``, which loads GPU drivers and no model; ``None`` if it prints no list."""
     try:
-        return parse_device_list(_output(binary, "--list-devices"))
+        return parse_device_list(_output(binary, "--list-devices"), shares_memory)
     except BackendMissingError:
         return None
 

@@ -44,7 +44,7 @@ class Signals:
         gpu_other_load: Share of the busiest GPU that other programs use.
         on_metal: Models compute on a Mac's GPU.
         cores: Logical cores.
-        memory_available_bytes: Memory available without swapping.
+        memory_available_bytes: Memory available to models without swapping, on graphics cards too.
     """
 
     minute_of_day: int

@@ -41,6 +41,7 @@ __all__ = [
     "Service",
     "ServicePlan",
     "folder_variables",
+    "gpu_variables",
     "privacy_warnings",
     "private_paths",
     "refuse_root",
@@ -311,6 +312,11 @@ _FOLDERS: Final = (
     *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"),
     *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "OLLAMA_MODELS"),
 )
+# Which GPUs servers use, and with which libraries: without these the service's servers would not be those that were tuned.
+_GPU_VARIABLES: Final = (
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    *("GGML_VK_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "LD_LIBRARY_PATH"),
+)
 # macOS asks the user before a program may read these, and a background service has no window to ask in.
 _PRIVATE: Final = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents", "Library/CloudStorage")
 
@@ -328,7 +334,7 @@ def service_here(settings: Settings) -> Service:
     # Only a config file that the user chose is passed on.
     config = ("--config", str(settings.config_file.absolute())) if chosen else ()
     home_variable = (("AUTOSPEC_HOME", str(settings.home.absolute())),) if settings.home else ()
-    variables = (*home_variable, *folder_variables(os.environ))
+    variables = (*home_variable, *folder_variables(os.environ), *gpu_variables(os.environ))
     definition = Definition(
         program=(*_program(Path(sys.executable)), *DAEMON_ARGUMENTS, *config),
         home=home,
@@ -382,6 +388,11 @@ def folder_variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, str(Path(environ[name]).expanduser().absolute())) for name in _FOLDERS if environ.get(name)
     )
+
+
+def gpu_variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The variables of this shell that choose GPUs and libraries, as they are: an empty one may hide all GPUs."""
+    return tuple((name, environ[name]) for name in _GPU_VARIABLES if name in environ)
 
 
 def private_paths(paths: Iterable[Path], home: Path) -> tuple[Path, ...]:

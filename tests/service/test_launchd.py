@@ -409,7 +409,12 @@ def test_a_long_log_is_emptied_and_a_short_one_is_kept(tmp_path):
 def test_the_environment_in_the_file_can_be_read_again(tmp_path):
     """For `status`; a file that is no plist has none."""
     supervisor = Launchd(501, tmp_path, TEMPLATE)
-    variables = (("HF_HOME", "/Volumes/x & y/<hf>"), ("OLLAMA_MODELS", "/m"))
+    variables = (
+        ("HF_HOME", "/Volumes/x & y/<hf>"),
+        ("OLLAMA_MODELS", "/m"),
+        ("GGML_VK_VISIBLE_DEVICES", ""),
+        ("LD_LIBRARY_PATH", "/opt/@HOME@/lib & co:$ORIGIN::"),
+    )
     assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
         variables
     )

@@ -55,7 +55,13 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     made = definition(
-        tmp_path, program=(str(program), "daemon", "--proxy"), variables=(("AUTOSPEC_HOME", '/x y/50%/"z"'),)
+        tmp_path,
+        program=(str(program), "daemon", "--proxy"),
+        variables=(
+            ("AUTOSPEC_HOME", '/x y/50%/"z"'),
+            ("CUDA_VISIBLE_DEVICES", ""),
+            ("LD_LIBRARY_PATH", "/opt/a b/%lib:$ORIGIN\\"),
+        ),
     )
     file = tmp_path / UNIT
     file.write_text(Systemd(tmp_path, TEMPLATE).render(made), encoding="utf-8")
@@ -289,7 +295,12 @@ def test_logs_are_the_units_journal(tmp_path):
 def test_the_environment_in_the_unit_can_be_read_again(tmp_path):
     """For `status`, with whatever characters a folder's name has."""
     supervisor = Systemd(tmp_path, (launchd_dir() / UNIT).read_text("utf-8"))
-    variables = (("HF_HOME", '/data/50%/"my models"\\x'), ("OLLAMA_MODELS", "/m"))
+    variables = (
+        ("HF_HOME", '/data/50%/"my models"\\x'),
+        ("OLLAMA_MODELS", "/m"),
+        ("CUDA_VISIBLE_DEVICES", ""),
+        ("LD_LIBRARY_PATH", "/opt/a b/%lib:$ORIGIN::'\\"),
+    )
     assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
         variables
     )
