@@ -12,7 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import click
 
-from autospec.cli.shell import Shell, command_options, complete_model
+from autospec.cli.shell import Shell, command_options, complete_model, refuse_missing_folder
 from autospec.errors import AutospecError, NothingKnownError, install_line
 
 if TYPE_CHECKING:
@@ -170,6 +170,8 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
+    if output is not None:
+        refuse_missing_folder(output)
     studies = read_studies(shell.settings.studies_url)
     with closing(open_store(shell.settings.storage, shell.warn)) as store:
         stored = store.recommendations()
