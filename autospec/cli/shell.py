@@ -427,11 +427,11 @@ def refuse_missing_folder(output: Path) -> None:
     """Refuse an output file in a folder that does not exist: a name that is mistyped would make a new one.
 
     Raises:
-        UsageError: There is no such folder.
+        AutospecError: There is no such folder.
     """
     folder = output.absolute().parent
     if not folder.is_dir():
-        raise UsageError(
+        raise AutospecError(
             f"{output} cannot be written: there is no folder {folder}.",
             "Create it, or choose another file with -o.",
         )

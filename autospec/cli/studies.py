@@ -170,8 +170,6 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
 
-    if output is not None:
-        refuse_missing_folder(output)
     studies = read_studies(shell.settings.studies_url)
     with closing(open_store(shell.settings.storage, shell.warn)) as store:
         stored = store.recommendations()
@@ -191,6 +189,7 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     if output is None:
         shell.emit(document)
         return
+    refuse_missing_folder(output)
     try:
         output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:

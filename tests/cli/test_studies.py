@@ -164,7 +164,7 @@ def test_export_of_nothing_exits_with_3():
 def test_an_output_that_cannot_be_written_is_told(tuned, tmp_path):
     """With the reason: no folder is made for a name that may be mistyped; a file in its place is the system's error."""
     result = run("export", "-o", str(tmp_path / "no" / "such.json"))
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert f"cannot be written: there is no folder {tmp_path / 'no'}." in result.stderr
     result = run("export", "-o", str(tmp_path))
     assert result.exit_code == 1
