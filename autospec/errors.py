@@ -14,6 +14,7 @@
     ├── OverloadedError               the proxy's queue is full, or its deadline passed
     ├── ModelFileError                a model file cannot be read
     ├── StoreError                    the database
+    │   └── StorageUrlError           exit 2: the setting storage names none; a SettingsError, too
     ├── ServiceError                  launchd or systemd; has the log's last lines
     └── BackendError
         ├── BackendMissingError       the program or package is not installed
@@ -55,6 +56,7 @@ __all__ = [
     "ServiceError",
     "SettingsError",
     "SpeculationInactiveError",
+    "StorageUrlError",
     "StoreError",
     "StudyFileError",
     "SuiteError",
@@ -143,6 +145,10 @@ class StoreError(AutospecError):
     """The database cannot be read or written."""
 
 
+class StorageUrlError(SettingsError, StoreError):
+    """The setting `storage` is no URL of a database that SQLAlchemy knows."""
+
+
 class ServiceError(AutospecError):
     """The service cannot be installed, or did not start; `log_tail` has the last lines of the daemon's log."""
 
@@ -200,12 +206,16 @@ class ServerDiedError(RequestError):
     """A request failed because the server's process ended."""
 
 
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return "Did you mean …?" with the most similar known word; empty if none is similar by `cutoff` (0…1)."""
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6, *, prefix: str = "") -> str:
+    """Return "Did you mean …?" with the most similar known word; empty if none is similar by `cutoff` (0…1).
+
+    All words begin with `prefix`, which makes none of them similar.
+    """
     import difflib  # noqa: PLC0415 - only an error needs it
 
-    close = difflib.get_close_matches(word, [*known], n=1, cutoff=cutoff)
-    return f"Did you mean {close[0]}?" if close and close[0] else ""
+    ends = [name.removeprefix(prefix) for name in known]
+    close = difflib.get_close_matches(word.removeprefix(prefix), ends, n=1, cutoff=cutoff)
+    return f"Did you mean {prefix}{close[0]}?" if close and close[0] else ""
 
 
 def install_line(extra: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from autospec.cells import Aim
 from autospec.recommendations import (
+    BUILD_NOT_RECORDED,
     CONDITIONS,
     LIKELY,
     LIMITS,
@@ -24,6 +25,7 @@ from autospec.recommendations import (
 __all__ = [
     "age",
     "bounded",
+    "build_words",
     "caution_words",
     "cautions_of",
     "checked_words",
@@ -47,6 +49,13 @@ __all__ = [
 def counted(number: int, noun: str) -> str:
     """A number with its noun: ``1 round``, ``2 rounds``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def build_words(r: Recommendation) -> str:
+    """The backend and its build: ``llama-server b11434``."""
+    if r.backend_build == BUILD_NOT_RECORDED:
+        return f"{r.backend} (build {BUILD_NOT_RECORDED})"
+    return f"{r.backend} {r.backend_build}"
 
 
 def percent(ratio: float) -> str:

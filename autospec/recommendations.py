@@ -13,6 +13,7 @@ from autospec.cells import Aim, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
 
 __all__ = [
+    "BUILD_NOT_RECORDED",
     "CONDITIONS",
     "ENERGY",
     "FAILING",
@@ -40,6 +41,9 @@ SCHEMA_VERSION = 1
 
 # The least gain of an `enable`, as a fraction, unless a study says otherwise.
 THRESHOLD: Final = 0.02
+
+# The build of a record that names none.
+BUILD_NOT_RECORDED = "not recorded"
 
 # Keys of the evidence: the user's launch settings, those of them that the config gives this model alone, what is likely before
 # the proof is finished (`autospec.tuning.build_recommendation`), where a proven drafting was checked besides (`Limits`), which prompts

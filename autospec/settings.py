@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from autospec.cells import Aim
 from autospec.errors import SettingsError, UsageError, did_you_mean
+from autospec.recommendations import Status
 
 __all__ = [
     "KEYS",
@@ -26,6 +27,7 @@ __all__ = [
     "Key",
     "ModelSettings",
     "Settings",
+    "is_temperature",
     "load_settings",
     "locate_config",
     "parse_duration",
@@ -96,7 +98,7 @@ class Settings:
     log_dir: Path = field(metadata=_key("path", "Folder for the logs of daemon and proxy, and for crash reports."))
     model_dirs: tuple[Path, ...] = field(default=(), metadata=_key(
         "paths", "More folders to search for models, besides the known caches."))
-    storage: str = field(metadata=_key("text", "SQLAlchemy URL of the database."))
+    storage: str = field(metadata=_key("url", "SQLAlchemy URL of the database."))
     backend: str = field(default="", metadata=_key("text", "Backend to use; empty chooses one that is installed."))
     llama_server: str = field(default="", metadata=_key(
         "name", "The llama-server program; empty uses the one on PATH."))
@@ -110,7 +112,7 @@ class Settings:
     budget: str = field(default="", metadata=_key(
         "duration or empty", "Time limit of a tune, e.g. 20m; empty uses the limit of the study."))
     temperature: float = field(default=0.0, metadata=_key(
-        "number", "Sampling temperature of measured requests; 0 is greedy."))
+        "temperature", "Sampling temperature of measured requests; 0 is greedy."))
     context_tokens: int = field(default=4096, metadata=_key(
         "count", "Context length of measured servers if server_args sets none; memory estimates use it too."))
     mmproj_auto: bool = field(default=True, metadata=_key(
@@ -118,8 +120,8 @@ class Settings:
     forget_answers: bool = field(default=False, metadata=_key(
         "flag", "Delete the recorded answers (token ids) when a tune ends."))
     proxy_host: str = field(default="127.0.0.1", metadata=_key(
-        "text", "Address that the proxy listens on; any address except loopback needs proxy_api_key."))
-    proxy_port: int = field(default=8686, metadata=_key("count", "Port that the proxy listens on."))
+        "host", "Address that the proxy listens on; any address except loopback needs proxy_api_key."))
+    proxy_port: int = field(default=8686, metadata=_key("port", "Port that the proxy listens on; 0 chooses a free one."))
     proxy_api_key: str = field(default="", metadata=_key(
         "text", "API key that clients of the proxy must send; empty requires none."))
     proxy_hosts: tuple[str, ...] = field(default=(), metadata=_key(
@@ -127,7 +129,7 @@ class Settings:
     proxy_origins: tuple[str, ...] = field(default=(), metadata=_key(
         "words", "Web origins that may call the proxy, e.g. https://chat.example.org."))
     request_limit_mib: float = field(default=64.0, metadata=_key(
-        "number", "Largest request body that the proxy accepts, in MiB."))
+        "size", "Largest request body that the proxy accepts, in MiB."))
     idle_unload: str = field(default="15m", metadata=_key(
         "duration or empty", "The proxy stops a server after this time without requests; empty keeps servers running."))
     memory_limit: float = field(default=0.0, metadata=_key(
@@ -139,7 +141,7 @@ class Settings:
     stream_comments: bool = field(default=True, metadata=_key(
         "flag", "Send comments to streaming clients while their request waits for a server, so that they do not give up."))
     serve_statuses: tuple[str, ...] = field(default=("proven", "stale"), metadata=_key(
-        "words", "Statuses of recommendations that the proxy applies (proven, stale, provisional, imported); for others it does not draft."))
+        "statuses", "Statuses of recommendations that the proxy applies (proven, stale, provisional, imported); for others it does not draft."))
     trust: str = field(default="proven", metadata=_key(
         "trust", "Results that the proxy drafts with: proven, or likely, which adds results that are likely but not proven yet."))
     on_change: tuple[str, ...] = field(default=(), metadata=_key(
@@ -315,7 +317,7 @@ def _from_environment(environ: Mapping[str, str], here: Path) -> dict[str, objec
         if variable not in known:
             raise SettingsError(
                 f"The environment variable {variable} is not a setting of autospec.",
-                _nearest(variable, known),
+                _nearest(variable, known, _PREFIX),
             )
         if text := environ[variable]:
             key = known[variable]
@@ -394,8 +396,9 @@ def _model_section(name: str, section: Mapping[str, object], file: Path) -> Mode
     return ModelSettings(name, **values)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return did_you_mean(name, known, 0.5) or "`autospec config show --template` lists all settings."
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = did_you_mean(name, known, 0.5, prefix=prefix)
+    return near or "`autospec config show --template` lists all settings."
 
 
 def parse_duration(text: str) -> float:
@@ -436,8 +439,18 @@ def parse_hours(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(spans)
 
 
+def is_temperature(value: object) -> bool:
+    """Whether a value can be a sampling temperature."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _HOTTEST
+
+
 # Of numbers: far beyond what any setting means, and still a whole number of bytes in GiB.
 _MOST: Final = 1e12
+# Servers take higher temperatures; their text is noise.
+_HOTTEST: Final = 2.0
+_HIGHEST_PORT: Final = 65535
+# What SQLAlchemy asks of a URL first of all. It is not imported here, because `recommend` must answer at once.
+_DATABASE_URL: Final = re.compile(r"[\w+]+://")
 _TRUE_WORDS: Final = ("1", "true", "yes", "on")
 _FALSE_WORDS: Final = ("0", "false", "no", "off")
 
@@ -509,12 +522,47 @@ def _number(value: object, _base: Path) -> float:
     return float(value)
 
 
-def _count(value: object, _base: Path) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    if value < 1:
+def _size(value: object, base: Path) -> float:
+    size = _number(value, base)
+    if size * 2**20 < 1:  # less than a byte
         raise ValueError
-    return value
+    return size
+
+
+def _temperature(value: object, base: Path) -> float:
+    if not is_temperature(number := _number(value, base)):
+        raise ValueError
+    return number
+
+
+def _host(value: object, base: Path) -> str:
+    if any(map(str.isspace, host := _text(value, base))):
+        raise ValueError
+    return host
+
+
+def _url(value: object, base: Path) -> str:
+    if not _DATABASE_URL.match(url := _text(value, base)):
+        raise ValueError
+    return url
+
+
+def _statuses(value: object, base: Path) -> tuple[str, ...]:
+    words = _words(value, base)
+    if not set(words) <= set(Status):
+        raise ValueError
+    return words
+
+
+def _whole(least: int, most: float = math.inf) -> Callable[[object, Path], int]:
+    def form(value: object, _base: Path) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError
+        if not least <= value <= most:
+            raise ValueError
+        return value
+
+    return form
 
 
 def _flag(value: object, _base: Path) -> bool:
@@ -550,6 +598,7 @@ class _Kind:
     expected: str  # what an error says that a value must be
     form: Callable[[object, Path], object]  # checks a value and resolves its paths against a folder
     parse: Callable[[str], object] = str  # reads a value from the environment, where everything is text
+    secret: bool = False  # whether an error leaves the value out, which may hold a password
 
 
 _KINDS: Final = {
@@ -563,7 +612,17 @@ _KINDS: Final = {
     "duration": _Kind('a duration such as "90s", "20m" or "1h30m"', _duration),
     "duration or empty": _Kind('a duration such as "90s", "20m" or "1h30m", or empty', _duration_or_empty),
     "number": _Kind(f"a number from 0 to {_MOST:g}", _number, float),
-    "count": _Kind("a whole number of at least 1", _count, int),
+    "count": _Kind("a whole number of at least 1", _whole(1), int),
+    "size": _Kind(f"a number above 0, up to {_MOST:g}", _size, float),
+    "temperature": _Kind(f"a number from 0 to {_HOTTEST:g}", _temperature, float),
+    "port": _Kind(f"a whole number from 0 to {_HIGHEST_PORT}", _whole(0, _HIGHEST_PORT), int),
+    "host": _Kind("an address or a name, without spaces", _host),
+    "url": _Kind(
+        'an SQLAlchemy URL such as "sqlite:////home/me/autospec.db" or "postgresql+psycopg://me@hub/autospec"',
+        _url,
+        secret=True,
+    ),
+    "statuses": _Kind(f"a list of statuses, each one of {', '.join(Status)}", _statuses, shlex.split),
     "flag": _Kind("true or false", _flag, _env_flag),
     "hours": _Kind('hours of the day such as "22:00-07:00"; separate several with commas', _hours),
     "aim": _Kind('"speed" or "energy"', _one_of(*Aim)),
@@ -648,4 +707,6 @@ def _from_text(key: Key, text: str, base: Path, where: str) -> object:
 
 
 def _wrong(key: Key, where: str, value: object) -> SettingsError:
-    return SettingsError(f"{where} must be {_KINDS[key.kind].expected}, not {value!r}.", key.doc)
+    kind = _KINDS[key.kind]
+    given = "" if kind.secret else f", not {value!r}"
+    return SettingsError(f"{where} must be {kind.expected}{given}.", key.doc)

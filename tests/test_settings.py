@@ -125,6 +125,37 @@ def test_an_unknown_variable_names_the_nearest(home: dict[str, str]):
     assert caught.value.hint == "Did you mean AUTOSPEC_STORAGE?"
 
 
+@pytest.mark.parametrize("variable", ["AUTOSPEC_NONSENSE", "AUTOSPEC_XYZ"])
+def test_the_prefix_makes_no_variable_alike(home: dict[str, str], variable: str):
+    """All of them begin with it."""
+    with pytest.raises(SettingsError, match=variable) as caught:
+        load_settings(environ=home | {variable: "x"})
+    assert "Did you mean" not in caught.value.hint
+
+
+def test_what_is_at_the_edge_is_accepted(home: dict[str, str]):
+    """A free port as with --port 0, a small limit, the hottest temperature, any status, an address of any family."""
+    write(
+        home,
+        'proxy_port = 0\nrequest_limit_mib = 0.0005\ntemperature = 2\nproxy_host = "::1"\n'
+        'serve_statuses = ["proven", "stale", "provisional", "imported"]\nstorage = "sqlite://"\n',
+    )
+    settings = load_settings(environ=home)
+    assert (settings.proxy_port, settings.request_limit_mib, settings.temperature) == (0, 0.0005, 2.0)
+    assert load_settings(environ=home | {"AUTOSPEC_PROXY_PORT": "65535"}).proxy_port == 65535
+    assert load_settings(environ=home | {"AUTOSPEC_SERVE_STATUSES": "stale imported"}).serve_statuses == (
+        "stale",
+        "imported",
+    )
+
+
+def test_a_wrong_database_does_not_show_its_password(home: dict[str, str]):
+    """One slash too few, and the password is in no place where it would be known."""
+    with pytest.raises(SettingsError, match=r"^AUTOSPEC_STORAGE must be an SQLAlchemy URL") as caught:
+        load_settings(environ=home | {"AUTOSPEC_STORAGE": "postgresql:/me:hunter2@db/x"})
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_name_like_no_other_gets_no_guess(home: dict[str, str]):
     """Where nothing is near, the hint says where all keys are listed."""
     write(home, "zzz = 1")
@@ -158,6 +189,17 @@ def test_what_is_no_setting_is_left_alone(home: dict[str, str], variable: str):
         ("study = 3", "a name or a path"),
         ('state_dir = ""', "a path"),
         ('trust = "hope"', '"proven" or "likely"'),
+        ("temperature = 99", "a number from 0 to 2"),
+        ("proxy_port = 99999", "a whole number from 0 to 65535"),
+        ("proxy_port = -1", "a whole number from 0 to 65535"),
+        ("proxy_port = true", "a whole number from 0 to 65535"),
+        ("request_limit_mib = 0", "a number above 0"),
+        ("request_limit_mib = 1e-9", "a number above 0"),
+        ('proxy_host = "foo bar"', "an address or a name, without spaces"),
+        ('serve_statuses = ["proven", "provn"]', "a list of statuses, each one of proven, "),
+        ('serve_statuses = "proven"', "a list of statuses"),
+        ('storage = "garbage"', "an SQLAlchemy URL"),
+        ('storage = ""', "an SQLAlchemy URL"),
     ],
 )
 def test_a_wrong_type_names_the_key_and_what_was_expected(home: dict[str, str], line: str, expected: str):
@@ -177,6 +219,10 @@ def test_a_wrong_type_names_the_key_and_what_was_expected(home: dict[str, str], 
         ("AUTOSPEC_FORGET_ANSWERS", "maybe"),
         ("AUTOSPEC_SERVER_ARGS", "'open"),
         ("AUTOSPEC_BUDGET", "20"),
+        ("AUTOSPEC_PROXY_PORT", "99999"),
+        ("AUTOSPEC_REQUEST_LIMIT_MIB", "0"),
+        ("AUTOSPEC_SERVE_STATUSES", "provn"),
+        ("AUTOSPEC_STORAGE", "garbage"),
     ],
 )
 def test_a_wrong_variable_is_named(home: dict[str, str], variable: str, value: str):

@@ -33,6 +33,7 @@ __all__ = [
     "Scores",
     "available",
     "backend_for",
+    "refuse_unknown",
 ]
 
 
@@ -57,8 +58,7 @@ def backend_for(name: str | None, settings: Settings, model: Model | None = None
         BackendMissingError: The config names a llama-server that does not exist.
     """
     if name:
-        if name not in _BACKENDS:
-            raise UsageError(f"There is no backend {name}.", f"Choose one of {', '.join(_BACKENDS)}.")
+        refuse_unknown(name)
         if model is not None:
             _check_format(name, model)
         return _make(name, settings)
@@ -71,6 +71,12 @@ def backend_for(name: str | None, settings: Settings, model: Model | None = None
             raise
         return _make("embedded", settings)
     return _make("llama-server", settings)
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise UsageError if no backend has that name."""
+    if name not in _BACKENDS:
+        raise UsageError(f"There is no backend {name}.", f"Choose one of {', '.join(_BACKENDS)}.")
 
 
 def available(settings: Settings) -> Iterator[tuple[str, Capabilities | AutospecError]]:

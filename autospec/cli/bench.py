@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
+from autospec.cli.shell import (
+    Shell,
+    command_options,
+    complete_model,
+    model_option,
+    server_args,
+    server_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +74,7 @@ __all__ = ["command"]
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Runs with each configuration."
 )
 @server_options
-@click.argument("server_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
+@server_args("args")
 @command_options
 def command(
     shell: Shell,
@@ -82,7 +89,7 @@ def command(
     runs: int,
     backend: str | None,
     url: str | None,
-    server_args: tuple[str, ...],
+    args: tuple[str, ...],
 ) -> None:
     """Measure one prompt with and without drafting, and print a Markdown report.
 
@@ -104,8 +111,9 @@ def command(
     from autospec.hardware import identify
     from autospec.hardware.awake import kept_awake
     from autospec.hardware.processes import machine_lock
-    from autospec.measure.bench import REFERENCE_PROMPT, group_runs, measure_runs
+    from autospec.measure.bench import group_runs, measure_runs
 
+    question = _question(prompt)
     shell.choose_server(backend, url)
     settings, here = shell.settings, identify()
     catalog = scan(settings)
@@ -115,7 +123,7 @@ def command(
     named = _named_draft(catalog, main, draft) if draft else None
     server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
-    launch = LaunchSettings(args=catalog.own.args(main, settings, server_args))
+    launch = LaunchSettings(args=catalog.own.args(main, settings, args))
     best = partial(_best_draft, catalog, main, here, context) if named is None else lambda _mode=None: named
     draftings, notes = [OFF], abilities.notes
     if isinstance(server, Attached) and abilities.measures_only:
@@ -134,7 +142,6 @@ def command(
     else:
         draftings += _draftings(best() or _no_draft(main), n_max, p_min, abilities)
         notes = ()
-    question = prompt or REFERENCE_PROMPT
     request = Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
 
     def tell(number: int, drafting: Drafting) -> None:
@@ -176,6 +183,20 @@ def command(
             methodology=(*_methodology(groups, measured, abilities, main, runs), *notes),
         )
     )
+
+
+def _question(prompt: str | None) -> str:
+    """The prompt to measure; raises UsageError for an empty one."""
+    from autospec.errors import UsageError
+    from autospec.measure.bench import REFERENCE_PROMPT
+
+    if prompt is None:
+        return REFERENCE_PROMPT
+    if not prompt.strip():
+        raise UsageError(
+            "The prompt is empty.", "Leave --prompt out for the prompt of the reference benchmark."
+        )
+    return prompt
 
 
 def _no_draft(main: Model) -> NoReturn:

@@ -87,12 +87,38 @@ def show(shell: Shell, *, template: bool) -> None:
 @command.command()
 @command_options
 def check(shell: Shell) -> None:
-    """Check config file and environment; exit with 2 and the reason if they are wrong."""
+    """Check config file and environment; exit with 2 and the reason if they are wrong.
+
+    The study and the suite that they name are read, too. The database is not opened, and no server is started.
+    """
     file = shell.settings.config_file
+    _check_what_is_named(shell.settings)
     _warn_of_sections(shell)
     if shell.json:
         shell.emit({"schema": 1, "ok": True, "path": str(file), "exists": file.is_file()})
     shell.out(f"ok: {file}" if file.is_file() else f"ok: there is no {file}, the defaults apply")
+
+
+def _check_what_is_named(settings: Settings) -> None:
+    """Check what only other rooms know, or the disk. Only what is set: the check of the defaults would import much."""
+    if settings.backend:
+        from autospec.backends.registry import refuse_unknown
+
+        refuse_unknown(settings.backend)
+    if settings.sources["storage"] in ("environment", "file"):
+        from autospec.store.database import read_url
+
+        read_url(settings.storage)
+    if settings.sources["study"] != "default":
+        from autospec.tuning.definition import load_definition
+
+        load_definition(settings.study)
+    if settings.suite:
+        from pathlib import Path
+
+        from autospec.prompts.suite import load_suite
+
+        load_suite(Path(settings.suite))
 
 
 def _warn_of_sections(shell: Shell) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import click
 
-from autospec.cli.shell import Shell, command_options, complete_model
+from autospec.cli.shell import Shell, command_options, complete_model, server_args
 
 __all__ = ["command"]
 
@@ -36,7 +36,7 @@ __all__ = ["command"]
     help="Backend; `autospec doctor` lists them. [default: an installed one that runs the model]",
 )
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log (with -v).")
-@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
+@server_args("args")
 @command_options
 def command(
     shell: Shell,

@@ -13,6 +13,7 @@ from autospec.cli.shell import Shell, command_options, model_option, result_opti
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from autospec.cells import PromptType
     from autospec.recommendations import Recommendation
     from autospec.report.selection import Selection
     from autospec.settings import Settings
@@ -80,19 +81,24 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
             f"--output works with {' and '.join(_FILES)}, not with {form}.",
             "Redirect the output with > instead.",
         )
-    if mix and question["prompt_type"] is not None:
+    if mix is not None and question["prompt_type"] is not None:
         raise UsageError("--mix and --prompt-type cannot be used together.", "Leave one out.")
+    weights = None
+    if mix is not None:
+        from autospec.tuning.overall import parse_mix
+
+        weights = parse_mix(mix)
     known = read_recommendations(shell.settings.storage, shell.warn)
     question["model"] = shell.settings.named_by(question["model"])
     question["aim"] = shell.aim_for(question["aim"])
-    if mix:
+    if weights is not None:
         from autospec.tuning.overall import refuse_mix
 
         refuse_mix(question["aim"])
     overall = read_overall(shell.settings.storage, shell.warn)
     selection = select(known, identify(), Question(**question), overall)
-    if mix:
-        selection = _mixed(shell, selection, mix)
+    if weights is not None:
+        selection = _mixed(shell, selection, weights, one_server=form in _WORDS)
     if form == "json" or (shell.json and form == "table"):
         shell.emit(selection.document())
     elif form == "table":
@@ -105,18 +111,33 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
         shell.warn(selection.foreign_note)
 
 
-def _mixed(shell: Shell, selection: Selection, text: str) -> Selection:
-    """The selection with the overall answers for a mix of the user's, found from the stored pairs."""
+def _mixed(
+    shell: Shell, selection: Selection, weights: dict[PromptType, float], *, one_server: bool
+) -> Selection:
+    """The selection with the overall answers for a mix of the user's, found from the stored pairs.
+
+    Raises:
+        NothingKnownError: There is none, and the words for `one_server` are asked for.
+    """
     from contextlib import closing
     from dataclasses import replace
 
+    from autospec.errors import NothingKnownError
     from autospec.store.database import open_store
-    from autospec.tuning.overall import parse_mix
     from autospec.tuning.overall_answer import for_mix
 
-    weights = parse_mix(text)
     with closing(open_store(shell.settings.storage, shell.warn)) as store:
         found: list[Recommendation] = for_mix(store, selection.stored, selection.overall or (), weights)
+    answered = {(r.model, r.backend) for r in found}
+    types = " ".join(f"-t {kind}" for kind in weights)
+    for model, backend in sorted({(r.model, r.backend) for r in selection.recommendations} - answered):
+        message = (
+            f"There is no answer for the mix: {model} on {backend} has no results for {', '.join(weights)}."
+        )
+        hint = f"Measure with `autospec tune --model {model} --backend {backend} {types}`."
+        if one_server and not found:
+            raise NothingKnownError(message, hint)
+        shell.warn(f"{message} {hint}")
     return replace(selection, overall=tuple(found))
 
 

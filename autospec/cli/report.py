@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, result_options
+from autospec.cli.shell import Shell, command_options, model_option, refuse_missing_folder, result_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,7 @@ def command(
     from autospec.files import replace_file
 
     _require_extra()
+    refuse_missing_folder(output)
     _refuse_foreign(output, force=force)
     from autospec.report.html.page import page
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import click
 
 from autospec.cells import Aim, PromptType
-from autospec.errors import AutospecError
+from autospec.errors import AutospecError, UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -46,7 +48,9 @@ __all__ = [
     "exit_code_of",
     "explain",
     "model_option",
+    "refuse_missing_folder",
     "result_options",
+    "server_args",
     "server_options",
 ]
 
@@ -383,6 +387,54 @@ def server_options(function: Any) -> Any:
     url = "Address of a running server; implies --backend attached."
     function = click.option("--url", metavar="URL", help=url)(function)
     return click.option("--backend", metavar="B", help=backend)(function)
+
+
+def server_args(name: str) -> Callable[[Any], Any]:
+    """The arguments for every server, after ``--``. Words before the first option of theirs are refused.
+
+    An option of the command that such a word may be meant for is suggested.
+    """
+    return click.argument(
+        name, nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]", callback=_refuse_words
+    )
+
+
+def _refuse_words(
+    context: click.Context, _argument: click.Parameter, args: tuple[str, ...]
+) -> tuple[str, ...]:
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), args))
+    if not words or context.resilient_parsing:
+        return args
+    # Arguments come after the options that were given, so the context knows whether a model is named.
+    names = {parameter.name for parameter in context.command.params}
+    takes_model, takes_types = not context.params.get("model"), "prompt_types" in names
+    meant: list[str] = []
+    for word in words:
+        if takes_types and word in set(PromptType):
+            meant += ["-t", word]
+        elif takes_model:
+            meant += ["--model", word]
+            takes_model = False
+    hint = (
+        f"Did you mean {shlex.join(meant)}?"
+        if meant
+        else "Quote a value that has spaces. Arguments of the server stand after --, e.g. -- -ngl 99."
+    )
+    raise UsageError(f"The word {words[0]!r} belongs to no option.", hint)
+
+
+def refuse_missing_folder(output: Path) -> None:
+    """Refuse an output file in a folder that does not exist: a name that is mistyped would make a new one.
+
+    Raises:
+        AutospecError: There is no such folder.
+    """
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise AutospecError(
+            f"{output} cannot be written: there is no folder {folder}.",
+            "Create it, or choose another file with -o.",
+        )
 
 
 def command_options(

@@ -12,7 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import click
 
-from autospec.cli.shell import Shell, command_options, complete_model
+from autospec.cli.shell import Shell, command_options, complete_model, refuse_missing_folder
 from autospec.errors import AutospecError, NothingKnownError, install_line
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     if output is None:
         shell.emit(document)
         return
+    refuse_missing_folder(output)
     try:
         output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cells import Aim, PromptType
-from autospec.cli.shell import Shell, command_options, complete_model, model_option, server_options
+from autospec.cli.shell import (
+    Shell,
+    command_options,
+    complete_model,
+    model_option,
+    server_args,
+    server_options,
+)
 
 if TYPE_CHECKING:
     from autospec.recommendations import Recommendation
@@ -102,13 +109,15 @@ def interruptible() -> Iterator[None]:
     "--slots",
     type=int,
     metavar="N",
-    help="After the proof, check the winner at 2, 4 … up to N requests at once. [default: the server's slots]",
+    help="After the proof, check the winner at 2, 4 … up to N requests at once. Also turns on the check of --depth. "
+    "[default: the server's slots; with --study quick no check]",
 )
 @click.option(
     "--depth",
     type=int,
     metavar="N",
-    help="After the proof, check the winner behind up to N tokens of cached context. [default: 32768]",
+    help="After the proof, check the winner behind up to N tokens of cached context. Also turns on the check of --slots. "
+    "[default: 32768; with --study quick no check]",
 )
 @click.option(
     "--mix",
@@ -121,7 +130,7 @@ def interruptible() -> Iterator[None]:
     help="What drafting must improve: speed, or energy, where this user may read its counters. [default: the setting aim]",
 )
 @click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
-@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]")
+@server_args("args")
 @command_options
 def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     """Measure where speculative decoding pays, and write recommendations.
@@ -153,6 +162,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     from autospec.tuning.request import prepare
     from autospec.tuning.run import Tuning
 
+    mix = None if options["mix"] is None else parse_mix(options["mix"])
     request = prepare(
         shell.settings,
         model or choose_model(shell),
@@ -161,7 +171,7 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         args=options["args"],
         again=options["again"],
         **{name: options[name] for name in ("max_tokens", "slots", "depth")},
-        mix=parse_mix(options["mix"]) if options["mix"] else None,
+        mix=mix,
         warn=shell.warn,
     )
     hardware = identify()

@@ -20,6 +20,7 @@ from autospec.cells import Aim
 from autospec.drafting import Drafting
 from autospec.formats import (
     bounded,
+    build_words,
     conditions_words,
     counted,
     disabled_so_far,
@@ -99,7 +100,7 @@ def _overall(r: Recommendation) -> list[str]:
     kind = "any prompt" if r.prompt_type is None else f"{r.prompt_type} prompts"
     so_far = " so far" if disabled_so_far(r) else ""
     lines = [
-        f"{r.verdict.capitalize()}{so_far}: {r.model} on {r.backend} {r.backend_build}, {kind}. {_sentence(r.reason)}"
+        f"{r.verdict.capitalize()}{so_far}: {r.model} on {build_words(r)}, {kind}. {_sentence(r.reason)}"
     ]
     if r.verdict is Verdict.UNDECIDED:
         lines.append(
@@ -565,7 +566,7 @@ def explain_overall(r: Recommendation) -> Explanation:
     of = f", {mix['requests']} requests" if mix["requests"] else ""
     lines = [
         (
-            f"{r.verdict.capitalize()}: {r.model} on {r.backend} {r.backend_build}, one server for all prompt types."
+            f"{r.verdict.capitalize()}: {r.model} on {build_words(r)}, one server for all prompt types."
             f" {_sentence(r.reason)}"
         ),
         f"The mix is {_MIXES[mix['source']]}{of}: {shares}.",

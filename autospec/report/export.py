@@ -83,6 +83,11 @@ def read_export(path: Path) -> Export:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StudyFileError(f"The export {path} cannot be read: {error.strerror}.") from error
+    except RecursionError:
+        raise StudyFileError(
+            f"{path} is no export of autospec: its lists and objects are nested too deeply.",
+            "Create one with `autospec studies export -o FILE`.",
+        ) from None
     except ValueError as error:
         raise StudyFileError(f"The export {path} is not JSON: {error}.") from error
     if not isinstance(data, dict) or data.get("kind") != _KIND:

@@ -23,7 +23,13 @@ from autospec.files import studies_dir
 from autospec.formats import log_percent
 from autospec.measure.bench import Comparison, Noise, RunGroup, compare_runs, pooled_noise
 from autospec.measure.verdict import DEFAULT_RULE
-from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
+from autospec.recommendations import (
+    BUILD_NOT_RECORDED,
+    Recommendation,
+    Status,
+    StoredRecommendation,
+    Verdict,
+)
 
 __all__ = ["Record", "find_record", "read_record", "recommendations_of", "shipped_records"]
 
@@ -99,7 +105,7 @@ def read_record(path: Path) -> Record:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StudyFileError(f"The record {path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the text, of a number's digits, of nesting
         raise StudyFileError(f"The record {path} is not valid TOML: {error}.") from error
     where = str(path)
     if data.get("kind") != "record":
@@ -153,10 +159,8 @@ def _recommendation(record: Record, groups: Sequence[RunGroup], noise: Noise | N
         if g is not off
     }
     best = max(compared, key=lambda g: compared[g].center)
-    verdict, reason = _judge(compared[best], best, off, noise)
-    others = [f"{_short(g.drafting)} {log_percent(c.center)}" for g, c in compared.items() if g is not best]
-    if others:
-        reason = f"{_short(best.drafting)} {reason}; {', '.join(others)}"
+    verdict, sentences = _judge(compared[best], best, off)
+    sentences += [_gain(g, c) for g, c in compared.items() if g is not best]
     evidence = {
         "record": record.name,
         "hardware": record.hardware.to_json(),
@@ -181,7 +185,7 @@ def _recommendation(record: Record, groups: Sequence[RunGroup], noise: Noise | N
         model=off.model,
         model_path="",
         backend=off.backend,
-        backend_build=off.build or "not recorded",
+        backend_build=off.build or BUILD_NOT_RECORDED,
         prompt_type=record.prompt_type,
         verdict=verdict,
         drafting=OFF,
@@ -192,7 +196,7 @@ def _recommendation(record: Record, groups: Sequence[RunGroup], noise: Noise | N
         speedup_ci=compared[best].interval,
         pairs=0,
         acceptance=None,
-        reason=reason,
+        reason=". ".join(sentences) + ".",
         status=Status.IMPORTED,
         created_at=dt.datetime.combine(record.date, dt.time(), dt.UTC).isoformat(),
         evidence=evidence,
@@ -202,40 +206,36 @@ def _recommendation(record: Record, groups: Sequence[RunGroup], noise: Noise | N
     return StoredRecommendation(key, record.hardware, recommendation)
 
 
-def _judge(c: Comparison, best: RunGroup, off: RunGroup, noise: Noise | None) -> tuple[Verdict, str]:
-    figures = f"{best.mean_tps:.1f} tok/s, {off.mean_tps:.1f} without drafting: {log_percent(c.center)}"
+def _judge(c: Comparison, best: RunGroup, off: RunGroup) -> tuple[Verdict, list[str]]:
+    """The verdict, and sentences without their full stops."""
+    gain = f"{_gain(best, c)} ({best.mean_tps:.1f} instead of {off.mean_tps:.1f} tok/s)"
     needed = f"+{100 * DEFAULT_RULE.threshold:g} %"
     if c.interval is None:
-        return (
-            Verdict.UNDECIDED,
-            f"{figures}, but no run was repeated, so the noise is unknown",
-        )
-    span = f"{log_percent(c.low)} to {log_percent(c.high)}"
+        return Verdict.UNDECIDED, [gain, "No run was repeated, so the noise is unknown"]
     if c.single:
         assert c.noise is not None
-        assert noise is not None
-        runs = "from single runs" if c.off_runs == c.drafted_runs == 1 else "with a single run on one side"
-        basis = (
-            f"{runs}, assuming {100 * c.noise.sd:.1f} % noise per run"
-            f" (the record's repeated runs vary by {100 * noise.sd:.1f} %, {noise.df} degrees of freedom)"
-        )
+        runs = "These are single runs" if c.off_runs == c.drafted_runs == 1 else "One side is a single run"
+        basis = f"{runs}, and {round(100 * c.noise.sd, 1):g} % noise per run is assumed"
     else:
-        runs = f"{c.off_runs} and {c.drafted_runs}" if c.off_runs != c.drafted_runs else f"{c.off_runs}"
-        basis = f"from {runs} runs each of one prompt"
+        equal = c.off_runs == c.drafted_runs
+        runs = f"Each side has {c.off_runs}" if equal else f"The sides have {c.off_runs} and {c.drafted_runs}"
+        basis = f"{runs} runs of one prompt, which show {log_percent(c.low)} to {log_percent(c.high)}"
     threshold = math.log1p(DEFAULT_RULE.threshold)
     if c.high < threshold:
-        ending = (
-            "a loss larger than that noise"
-            if c.high < 0 and c.single
-            else f"below the {needed} that enabling requires"
-        )
-        return Verdict.DISABLE, f"{figures} ({span}) {basis}: {ending}"
+        lost = "The loss is larger than the noise"
+        below = f"That is below the {needed} that enabling requires"
+        return Verdict.DISABLE, [gain, basis, lost if c.high < 0 and c.single else below]
     if c.low > threshold:
-        return (
-            Verdict.UNDECIDED,
-            f"{figures} ({span}) {basis}: promising, but one prompt does not represent its type; measure on this machine",
-        )
-    return Verdict.UNDECIDED, f"{figures} ({span}) {basis}: not enough evidence for a gain of {needed}"
+        promising = "That is promising, but one prompt does not represent its type: measure on this machine"
+        return Verdict.UNDECIDED, [gain, basis, promising]
+    return Verdict.UNDECIDED, [gain, basis, f"That is not enough evidence for a gain of {needed}"]
+
+
+def _gain(group: RunGroup, c: Comparison) -> str:
+    drafting = group.drafting
+    name = drafting.label if drafting.n_max is None or drafting.beside else f"n_max {drafting.n_max}"
+    size = f"{abs(100.0 * math.expm1(c.center)):.1f} %"
+    return f"With {name} it is {size} {'slower' if c.center < 0 else 'faster'}"
 
 
 def _ratio_json(c: Comparison) -> dict[str, Any]:
@@ -243,10 +243,6 @@ def _ratio_json(c: Comparison) -> dict[str, Any]:
         "speedup": round(c.ratio, 4),
         "speedup_ci": None if c.interval is None else [round(v, 4) for v in c.interval],
     }
-
-
-def _short(drafting: Drafting) -> str:
-    return drafting.label if drafting.n_max is None or drafting.beside else f"n_max {drafting.n_max}:"
 
 
 def _group(data: Any, where: str) -> RunGroup:

@@ -26,7 +26,7 @@ from autospec.cells import options_in, values_of
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UsageError
 from autospec.files import replace_file
-from autospec.formats import caution_words, percent
+from autospec.formats import build_words, caution_words, percent
 from autospec.recommendations import MODEL_SETTINGS, USER_SETTINGS, Recommendation, Status, Verdict
 
 __all__ = [
@@ -388,7 +388,7 @@ def _why(r: Recommendation, known: Sequence[Recommendation]) -> list[str]:
     """Comment lines: the verdict with its reason, then the conditions and limits."""
     stale = "" if r.status is Status.PROVEN else f", {r.status}"
     # With the build, because another build's flags may have other names.
-    verdict = f"{r.backend} {r.backend_build}, {r.verdict}{stale}: {r.reason}"
+    verdict = f"{build_words(r)}, {r.verdict}{stale}: {r.reason}"
     return [" ".join(line.split()) for line in (verdict, caution_words(r, known)) if line]
 
 

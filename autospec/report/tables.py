@@ -21,6 +21,7 @@ from autospec.cells import Aim
 from autospec.formats import (
     age,
     bounded,
+    build_words,
     conditions_words,
     counted,
     likely_words,
@@ -54,8 +55,8 @@ def recommendation_table(recommendations: Iterable[Recommendation], now: dt.date
     groups: dict[tuple[str, str], list[Recommendation]] = {}
     for r in recommendations:
         machine = r.evidence.get("hardware")
-        where = f" of {machine['id']}" if isinstance(machine, dict) and "id" in machine else ""
-        groups.setdefault((r.model, f" on {r.backend} {r.backend_build}{where}"), []).append(r)
+        where = f", machine {machine['id']}" if isinstance(machine, dict) and "id" in machine else ""
+        groups.setdefault((r.model, f" on {build_words(r)}{where}"), []).append(r)
     parts: list[RenderableType] = []
     for (model, where), shown in groups.items():
         parts += [
@@ -242,7 +243,7 @@ def studies_table(
     for stored in alone:
         r = stored.recommendation
         table.add_row(
-            _subject(r.model, f"{r.backend} {r.backend_build}", stored.hardware.id),
+            _subject(r.model, build_words(r), stored.hardware.id),
             _with_aim(_kind(r), r.aim),
             "–",
             f"{escape(r.tried.label)} {percent(r.speedup)}" if r.speedup else "–",

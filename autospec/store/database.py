@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting
-from autospec.errors import StoreError, install_line
+from autospec.errors import StorageUrlError, StoreError, install_line
 from autospec.files import write_hint
 from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.measurements import Measurement, Phase, Sample
@@ -42,7 +42,16 @@ from autospec.store.queries import (
 )
 from autospec.store.schema import MEASUREMENTS, OVERALL, RECOMMENDATIONS, SURVEYS, bring_up_to_date
 
-__all__ = ["CellLocks", "Store", "connect_args", "durable", "first_use", "open_store", "plain_errors"]
+__all__ = [
+    "CellLocks",
+    "Store",
+    "connect_args",
+    "durable",
+    "first_use",
+    "open_store",
+    "plain_errors",
+    "read_url",
+]
 
 # Several processes share the file. A writer may wait for another's short transaction, never for a measurement.
 _SQLITE_BUSY_TIMEOUT_S = 30.0
@@ -274,15 +283,10 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
     rows were not understood.
 
     Raises:
-        StoreError: The URL is malformed, the database cannot be reached or written, or its tables need a newer autospec.
+        StorageUrlError: The URL is malformed.
+        StoreError: The database cannot be reached or written, or its tables need a newer autospec.
     """
-    try:
-        parsed = make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise StoreError(
-            f"The storage URL {url!r} is malformed.",
-            "Use an SQLAlchemy URL, e.g. sqlite:////home/me/autospec.db.",
-        ) from error
+    parsed = read_url(url)
     sqlite_file = parsed.database if parsed.get_backend_name() == "sqlite" else None
     if sqlite_file and sqlite_file != ":memory:":
         try:
@@ -307,6 +311,27 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
         with first_use(url):
             bring_up_to_date(engine)
     return Store(engine, tell)
+
+
+def read_url(url: str) -> sa.URL:
+    """Read a database's URL, without a connection.
+
+    Raises:
+        StorageUrlError: It is malformed, or SQLAlchemy does not know such a database.
+    """
+    hint = "Use an SQLAlchemy URL, e.g. sqlite:////home/me/autospec.db."
+    try:
+        parsed = make_url(url)
+        with suppress(ImportError):  # a driver that is missing is told when it is needed
+            parsed.get_dialect()
+    except sa.exc.NoSuchModuleError as error:
+        raise StorageUrlError(
+            f"SQLAlchemy knows no database {parsed.drivername}, which the storage URL begins with.", hint
+        ) from error
+    except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: the port is no number
+        # Without the URL, which may hold a password.
+        raise StorageUrlError("The storage URL is malformed.", hint) from error
+    return parsed
 
 
 def connect_args(url: str | sa.URL) -> dict[str, Any]:

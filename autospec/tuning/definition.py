@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from autospec.drafting import Mode
 from autospec.errors import StudyFileError, UsageError, did_you_mean
 from autospec.files import studies_dir
 from autospec.measure.verdict import Rule
-from autospec.settings import parse_duration
+from autospec.settings import is_temperature, parse_duration
 
 __all__ = [
     "LimitsDefinition",
     "SpaceDefinition",
     "StudyDefinition",
-    "is_temperature",
     "load_definition",
     "shipped_definitions",
 ]
@@ -129,7 +128,7 @@ _KEYS: dict[str, dict[str, str]] = {
         "prompts": "count",
         "threshold": "fraction",
         "worth_proving": "fraction",
-        "error_rate": "fraction",
+        "error_rate": "error rate",
         "looks": "looks",
     },
     "limits": {
@@ -137,9 +136,9 @@ _KEYS: dict[str, dict[str, str]] = {
         "slots": "count",
         "depth": "count",
         "only_temperature": "flag",
-        "share": "fraction",
+        "share": "part",
     },
-    "budget": {"time": "duration", "search_share": "fraction"},
+    "budget": {"time": "duration", "search_share": "share"},
 }
 # Keys that may be left out: they are new, or their absence leaves the choice to autospec.
 _DEFAULTS: dict[str, Any] = {
@@ -153,21 +152,22 @@ _DEFAULTS: dict[str, Any] = {
     "limits.share": 0.0,
 }
 _SAMPLERS = ("tpe", "random")
-# Servers take higher temperatures; their text is noise.
-_HOTTEST = 2.0
 _EXPECTED = {
     "text": "a text",
     "flag": "true or false",
     "whole": "a whole number",
     "count": "a whole number of at least 1",
     "fraction": "a number between 0 and 1",
+    "share": "a number above 0, up to 1",
+    "part": "a number from 0 to below 1",
+    "error rate": "a number from 0.000001 to 0.5, e.g. 0.01",
     "temperature": "a number from 0 to 2",
     "counts": "two whole numbers, [low, high]",
     "fractions": "two numbers between 0 and 1, [low, high]",
     "looks": "increasing whole numbers, e.g. [1, 2, 4]",
     "modes": f"a list of modes: {', '.join(m for m in Mode if m is not Mode.OFF)}",
     "sampler": " or ".join(_SAMPLERS),
-    "duration": 'a duration such as "20m"',
+    "duration": 'a duration in quotes, such as "20m"',
 }
 
 
@@ -197,7 +197,7 @@ def load_definition(name_or_file: str) -> StudyDefinition:
             f"The study file {path} cannot be read: {error.strerror}.",
             f"Give the path of a TOML file, or one of these names: {', '.join(shipped_definitions())}.",
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the text, of a number's digits, of nesting
         raise StudyFileError(f"The study file {path} is not TOML: {error}.") from error
     return _definition(data, str(path))
 
@@ -231,7 +231,7 @@ def _definition(data: Mapping[str, Any], where: str) -> StudyDefinition:
                 )
             try:
                 values[full] = _checked(given[key], kind)
-            except (ValueError, TypeError, UsageError) as error:
+            except (ValueError, TypeError, OverflowError, UsageError) as error:
                 raise StudyFileError(
                     f"{where}: {full} must be {_EXPECTED[kind]}, not {given[key]!r}."
                 ) from error
@@ -263,7 +263,8 @@ def _checked(value: Any, kind: str) -> Any:
         case "sampler":
             return _require(value, value in _SAMPLERS)
         case "duration":
-            return parse_duration(value)
+            # A number has no unit: 15 may be meant as seconds or as minutes.
+            return parse_duration(_require(value, isinstance(value, str)))
         case "modes":
             modes = tuple(Mode(v) for v in value)
             return _require(modes, bool(modes) and Mode.OFF not in modes)
@@ -271,8 +272,8 @@ def _checked(value: Any, kind: str) -> Any:
             return _require(value, _whole(value))
         case "count":
             return _require(value, _whole(value) and value >= 1)
-        case "fraction" | "temperature":
-            return float(_require(value, _fraction(value) if kind == "fraction" else is_temperature(value)))
+        case _ if kind in _NUMBERS:
+            return float(_require(value, _NUMBERS[kind](value)))
         case "counts":
             low, high = value
             return _require((low, high), _whole(low) and _whole(high) and 1 <= low <= high)
@@ -285,11 +286,6 @@ def _checked(value: Any, kind: str) -> Any:
             return _require(looks, bool(looks) and increasing and looks[0] >= 1)
 
 
-def is_temperature(value: object) -> bool:
-    """Whether a value can be a sampling temperature."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _HOTTEST
-
-
 def _require(value: Any, holds: bool) -> Any:
     if not holds:
         raise ValueError(value)
@@ -300,5 +296,20 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _fraction(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+def _between(least: float, most: float) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+    )
+
+
+_fraction = _between(0.0, 1.0)
+_NUMBERS: dict[str, Callable[[Any], bool]] = {
+    "temperature": is_temperature,
+    "fraction": _fraction,
+    # Above one half a verdict would be worse than chance, and below the least rate no number of pairs decides.
+    "error rate": _between(1e-6, 0.5),
+    # Without time for the search nothing is found that could be proved.
+    "share": lambda value: _fraction(value) and value > 0,
+    # With all of the budget kept, no time is left for search and proof.
+    "part": lambda value: _fraction(value) and value < 1,
+}

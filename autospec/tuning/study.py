@@ -24,7 +24,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
-from autospec.store.database import connect_args, first_use
+from autospec.store.database import connect_args, first_use, read_url
 from autospec.store.queries import DraftFiles
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
@@ -136,12 +136,14 @@ def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
         ready_s: How long to wait for such a proxy.
 
     Raises:
+        StorageUrlError: The URL is malformed.
         StoreError: Optuna cannot use the database, or the proxy does not answer; the storage raises it too, if the proxy
             stops answering later.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url.startswith("grpc:"):
         return _open_grpc(url, ready_s)
+    read_url(url)
     try:
         with first_use(url):
             return RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)})

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autospec.cli import cli
+from autospec.files import studies_dir
 from autospec.settings import KEYS, load_settings
 
 
@@ -104,3 +105,43 @@ def test_check_fails_with_2_and_the_reason(own_home: Path):
     assert result.stdout == ""
     assert "sudy" in result.stderr
     assert "Did you mean study?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('backend = "llamaserver"', "There is no backend llamaserver."),
+        ('study = "qick"', "There is no study named qick."),
+        ('study = "/nope.toml"', "The study file /nope.toml cannot be read"),
+        ('suite = "/nope"', "The suite /nope cannot be read"),
+        ('storage = "garbage"', "storage in "),
+        ('storage = "garbage://me:hunter2@hub/x"', "SQLAlchemy knows no database garbage"),
+        ('storage = "postgresql://me:hunter2@hub:port/x"', "The storage URL is malformed."),
+        ('serve_statuses = ["provn"]', "serve_statuses in "),
+        ("temperature = 99", "temperature in "),
+        ('proxy_host = "foo bar"', "proxy_host in "),
+    ],
+)
+def test_check_refuses_what_names_nothing(own_home: Path, line: str, words: str):
+    """Exit 2 and the reason, as its help promises, and no password."""
+    (own_home / "config.toml").write_text(line, "utf-8")
+    result = config("check")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert "hunter2" not in result.stderr
+
+
+def test_check_reads_what_is_named(own_home: Path):
+    """A study and a suite of the user's, and a database that is not opened."""
+    (own_home / "mine.toml").write_text((studies_dir() / "quick.toml").read_text("utf-8"), "utf-8")
+    prompts = [
+        {"id": name, "prompt_type": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}
+        for name in "ab"
+    ]
+    (own_home / "mine.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
+    (own_home / "config.toml").write_text(
+        'backend = "embedded"\nstudy = "mine.toml"\nsuite = "mine.jsonl"\nstorage = "postgresql+psycopg://me@hub/x"',
+        "utf-8",
+    )
+    result = config("check")
+    assert result.exit_code == 0, result.stderr

@@ -297,3 +297,16 @@ def test_the_last_line_of_a_tune_says_what_to_run(tuned):
         "-ngl",
         "99",
     ]
+
+
+def test_a_mix_of_types_that_were_not_measured_says_so(tuned):
+    """The table has no answer then; words for one server would be those of another mix."""
+    result = run("recommend", "--mix", "chat=1,qa=2")
+    assert result.exit_code == 0
+    assert "Main-7B-Q4_K_M on llama-server has no results for chat, qa." in result.stderr
+    assert "autospec tune --model Main-7B-Q4_K_M --backend llama-server -t chat -t qa" in result.stderr
+    assert json.loads(run("recommend", "--json", "--mix", "chat=1").stdout)["overall"] == []
+    result = run("recommend", "-f", "args", "--mix", "chat=1")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "no results for chat" in result.stderr
+    assert "There is no answer for the mix" not in run("recommend", "--mix", "coding=1").stderr

@@ -192,3 +192,11 @@ def test_what_an_older_version_measured(drawn):
         assert r["model"] in shown
         assert r["verdict"] in set(Verdict)
     assert len(text.encode()) < MOST_BYTES
+
+
+def test_a_missing_folder_is_not_made(tuned, tmp_path):
+    """The same sentence as for an export."""
+    result = run("-o", str(tmp_path / "no" / "such.html"))
+    assert result.exit_code == 1
+    assert f"cannot be written: there is no folder {tmp_path / 'no'}." in result.stderr
+    assert not (tmp_path / "no").exists()

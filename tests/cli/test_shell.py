@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autospec.cli import COMMANDS, cli
-from autospec.cli.shell import Shell, command_options
+from autospec.cli.shell import Shell, command_options, server_args
 from autospec.errors import AutospecError, BackendMissingError, BusyError, NothingKnownError, UsageError
 from autospec.files import privacy_hint
 
@@ -281,6 +281,62 @@ def test_a_server_option_without_the_dashes_gets_the_dashes():
     result = CliRunner().invoke(cli, ["tune", "-m", "x", "-ngl", "99"])
     assert result.exit_code == 2
     assert "after --" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("proxy SomeModel", "Did you mean --model SomeModel?"),
+        ("proxy SomeModel -- -ngl 99", "Did you mean --model SomeModel?"),
+        ("proxy -- SomeModel", "Did you mean --model SomeModel?"),
+        ("tune SomeModel", "Did you mean --model SomeModel?"),
+        ("tune SomeModel --budget 5m coding -- -ngl 99", "Did you mean --model SomeModel -t coding?"),
+        ("tune -m M coding", "Did you mean -t coding?"),
+        ("tune coding -m M -- -c 4096", "Did you mean -t coding?"),
+        ("bench SomeModel", "Did you mean --model SomeModel?"),
+        ("bench -m M coding", "Quote a value that has spaces."),
+        ("tune -m My Model.gguf", "Quote a value that has spaces."),
+    ],
+)
+def test_a_word_without_its_option_gets_the_option(words: str, hint: str):
+    """No server argument begins without a dash."""
+    result = CliRunner().invoke(cli, words.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "belongs to no option" in result.stderr
+    assert hint in result.stderr
+
+
+@pytest.mark.parametrize("args", [(), ("-ngl", "99", "--jinja"), ("-t", "4", "coding")])
+def test_arguments_of_the_server_pass(args: tuple[str, ...]):
+    """Values of its options are words like any other."""
+
+    @click.command()
+    @server_args("args")
+    @command_options
+    def command(shell: Shell, args: tuple[str, ...]) -> None:
+        shell.emit({"args": list(args)})
+
+    result = CliRunner().invoke(command, ["--json", "--", *args])
+    assert json.loads(result.stdout)["args"] == list(args)
+
+
+def test_an_empty_value_is_no_value_left_out():
+    """A script with an empty variable measures something else than it says."""
+    for words in (["tune", "-m", "x", "--mix", ""], ["recommend", "--mix", ""]):
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == 2, words
+        assert "Write e.g. --mix coding=3,chat=1." in result.stderr
+    result = CliRunner().invoke(cli, ["bench", "-m", "x", "--prompt", " "])
+    assert result.exit_code == 2
+    assert "The prompt is empty." in result.stderr
+
+
+def test_the_help_of_a_tune_says_when_limits_are_checked():
+    """`quick` checks neither, and one of the two options turns on both."""
+    text = " ".join(CliRunner().invoke(cli, ["tune", "--help"]).stdout.split())
+    assert text.count("with --study quick no check]") == 2
+    assert "Also turns on the check of --depth." in text
+    assert "Also turns on the check of --slots." in text
 
 
 def test_a_commands_exit_code_passes_through_the_group(monkeypatch: pytest.MonkeyPatch):

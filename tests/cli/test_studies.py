@@ -162,7 +162,20 @@ def test_export_of_nothing_exits_with_3():
 
 
 def test_an_output_that_cannot_be_written_is_told(tuned, tmp_path):
-    """Exit 1 with the reason."""
-    result = run("export", "-o", str(tmp_path / "no" / "such" / "folder.json"))
+    """With the reason: no folder is made for a name that may be mistyped; a file in its place is the system's error."""
+    result = run("export", "-o", str(tmp_path / "no" / "such.json"))
     assert result.exit_code == 1
-    assert "cannot be written" in result.stderr
+    assert f"cannot be written: there is no folder {tmp_path / 'no'}." in result.stderr
+    result = run("export", "-o", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"{tmp_path} cannot be written: Is a directory." in result.stderr
+
+
+def test_an_export_that_is_nested_too_deeply_is_a_sentence(tmp_path):
+    """A hundred thousand brackets, and no traceback; a record likewise."""
+    for name, text in (("deep.json", "[" * 100_000), ("deep.toml", "a = " + "[" * 100_000)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        result = run("import", str(tmp_path / name))
+        assert result.exit_code == 2
+        assert name in result.stderr
+        assert "because of a bug" not in result.stderr

@@ -39,6 +39,11 @@ def test_the_settings_in_a_file_are_read(place):
     template = (DATA / "settings" / "template.toml").read_text("utf-8")
     lines = [line.removeprefix("#") for line in template.splitlines() if re.match(r"#(\w+ = |\[)", line)]
     assert lines
+    prompts = [
+        {"id": name, "prompt_type": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}
+        for name in "ab"
+    ]
+    (place.home / "my-prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
     (place.home / "config.toml").write_text(
         "\n".join(line for line in lines if not line.startswith("study_storage"))
     )

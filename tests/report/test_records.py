@@ -111,8 +111,10 @@ def test_a_large_loss_from_single_runs_is_evidence(said):
     assert (r.tried.n_max, r.tried.p_min) == (4, 0.8)
     assert (r.baseline_tps, r.drafting_tps) == (pytest.approx(75.5), pytest.approx(63.2))
     assert r.speedup_ci[1] < 1
-    assert "single runs" in r.reason
-    assert "n_max 8: -21.9 %" in r.reason
+    assert r.reason == (
+        "With n_max 4 it is 16.3 % slower (63.2 instead of 75.5 tok/s). These are single runs, and 3 % noise per run is "
+        "assumed. The loss is larger than the noise. With n_max 8 it is 21.9 % slower."
+    )
     assert [run["runs_tps"] for run in r.evidence["runs"]] == [[75.5], [59.0], [63.2]]
 
 

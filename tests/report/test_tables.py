@@ -12,7 +12,7 @@ from rich.console import Console
 from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF
 from autospec.formats import age, likely_words, percent
-from autospec.recommendations import Status, Verdict
+from autospec.recommendations import BUILD_NOT_RECORDED, Status, Verdict
 from autospec.report.studies import StudySummary, TrialSummary
 from autospec.report.tables import recommendation_table, studies_table, trials_table
 from tests.report.samples import DRAFTING, ELSEWHERE, recommendation, stored
@@ -113,7 +113,10 @@ def test_what_is_unknown_is_a_dash():
 def test_an_imported_row_names_its_machine():
     """Whose machine it was stands in the heading."""
     r = recommendation(status=Status.IMPORTED, evidence={"hardware": ELSEWHERE.to_json()})
-    assert f"of {ELSEWHERE.id}" in shown(recommendation_table([r], NOW))
+    assert f"on llama-server b11434, machine {ELSEWHERE.id}, tok/s" in shown(recommendation_table([r], NOW))
+    r = replace(r, backend_build=BUILD_NOT_RECORDED)
+    heading = f"on llama-server (build not recorded), machine {ELSEWHERE.id}, tok/s"
+    assert heading in shown(recommendation_table([r], NOW))
 
 
 @pytest.mark.parametrize("width", [80, 100])

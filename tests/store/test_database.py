@@ -100,12 +100,14 @@ def test_sqlite_is_put_in_wal_mode(url, tmp_path):
     connection.close()
 
 
-@pytest.mark.parametrize("bad", ["not a url", "nosuch://x/y"])
+@pytest.mark.parametrize("bad", ["not a url", "nosuch://x/y", "postgresql://me:hunter2@hub:port/x"])
 def test_url_that_means_nothing_is_a_sentence(bad):
     """A storage URL that SQLAlchemy does not know is named, with what to do."""
     with pytest.raises(StoreError) as caught:
         open_store(bad)
     assert caught.value.hint
+    assert caught.value.exit_code == 2  # a wrong setting, which a supervisor does not start again
+    assert "hunter2" not in str(caught.value)
 
 
 def test_damaged_file_is_a_sentence(tmp_path):

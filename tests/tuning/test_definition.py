@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -44,9 +46,18 @@ def test_unknown_name_lists_what_there_is():
         ("p_min = [0.0, 0.95]", "p_min = [0.0, 1.5]", "space.p_min must be two numbers between 0 and 1"),
         ("looks = [1, 2, 4", "looks = [2, 1, 4", "prove.looks must be increasing"),
         ('time = "60m"', 'time = "soon"', "budget.time must be a duration"),
+        ('time = "60m"', "time = 15", 'budget.time must be a duration in quotes, such as "20m", not 15'),
+        ("error_rate = 0.01", "error_rate = 0", "error_rate must be a number from 0.000001 to 0.5"),
+        ("error_rate = 0.01", "error_rate = 1e-20", "error_rate must be a number from 0.000001 to 0.5"),
+        ("error_rate = 0.01", "error_rate = 1", "error_rate must be a number from 0.000001 to 0.5"),
+        ("search_share = 0.5", "search_share = 0", "search_share must be a number above 0, up to 1"),
+        ("check = true", "check = true\nshare = 1", "limits.share must be a number from 0 to below 1"),
+        ("p_min = [0.0, 0.95]", "p_min = [0, 1" + "0" * 400 + "]", "space.p_min must be two numbers"),
         ('sampler = "tpe"', 'sampler = "cma"', "search.sampler must be tpe or random"),
         ("[budget]", "[buget]", r"no section \[buget\]. Did you mean budget"),
         ("[search]", "[search", "is not TOML"),
+        ("trials = 16", "trials = " + "9" * 5000, "is not TOML"),
+        ("trials = 16", "trials = " + "[" * 100_000, "is not TOML"),
     ],
 )
 def test_wrong_definition_names_the_key(tmp_path: Path, old, new, named):
@@ -64,3 +75,15 @@ def test_file_that_is_not_there_is_a_sentence(tmp_path):
     """A path to nothing is a StudyFileError."""
     with pytest.raises(StudyFileError, match="cannot be read"):
         load_definition(str(tmp_path / "nothing.toml"))
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.5])
+def test_every_error_rate_that_is_accepted_can_be_used(tmp_path: Path, rate):
+    """The levels of all looks have quantiles, also of the most draftings that share the rate."""
+    text = (studies_dir() / "default.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("error_rate = 0.01", f"error_rate = {rate}"), encoding="utf-8")
+    rule = load_definition(str(path)).rule
+    for shared in (rule, rule.shared(2), rule.shared(20)):
+        for look in range(len(rule.looks)):
+            assert math.isfinite(NormalDist().inv_cdf(1.0 - 0.1 * shared.level(look)))

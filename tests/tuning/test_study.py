@@ -10,7 +10,7 @@ import pytest
 
 from autospec.cells import Build, Cell, Hardware, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import StoreError
+from autospec.errors import StorageUrlError, StoreError
 from autospec.tuning.definition import load_definition
 from autospec.tuning.space import Arm, Space
 from autospec.tuning.study import PROMPTS, SEARCHED, WINNER, CellStudy, open_storage
@@ -71,3 +71,12 @@ def test_a_new_search_keeps_nothing_of_the_last_ones_choice(tmp_path: Path):
         own.note(key, 1)
     own.begin_again()
     assert [own.noted(key) for key in (WINNER, SEARCHED, PROMPTS)] == [None] * 3
+
+
+@pytest.mark.parametrize("url", ["garbage://me:hunter2@hub/x", "postgresql://me:hunter2@hub:port/x"])
+def test_a_url_of_no_database_is_a_wrong_setting(url):
+    """The same error as that of the database, which exits with 2."""
+    with pytest.raises(StorageUrlError) as caught:
+        open_storage(url)
+    assert caught.value.exit_code == 2
+    assert "hunter2" not in str(caught.value)
