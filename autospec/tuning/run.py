@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -98,6 +99,7 @@ class Tuning:
     _computing: tuple[str, ...] = ()  # parts of the machine; found only with the aim energy
     _failing: Failing = field(default_factory=dict)
     _served: float = 0.0  # the temperature that users sample with
+    _launch_s: float = 0.0  # mean seconds of this tune's launches
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -180,6 +182,7 @@ class Tuning:
             resident=lambda: self._resident(fitting),
             step=self.progress.step,
             failing=self._failing,
+            launch_s=self._usual_launch_s(cells),
         ).run()
 
     def _refuse_without_energy(self) -> None:
@@ -222,7 +225,13 @@ class Tuning:
             store.save_recommendation(checked, self.hardware, cell.cell)
 
         request = self.request
-        with Launches(self.backend, str(request.model.path), request.settings(), resident=1) as launches:
+        with Launches(
+            self.backend,
+            str(request.model.path),
+            request.settings(),
+            resident=1,
+            usual_s=self._usual_launch_s(unchecked),
+        ) as launches:
             asking = Asking(
                 request.protocol, request.definition.max_tokens, request.temperature, StateWatch()
             )
@@ -251,6 +260,14 @@ class Tuning:
 
     def _refusal(self, space: Space) -> str:
         """Why no drafting can be used with this model at all, found out before any launch; empty if one can."""
+    def _usual_launch_s(self, cells: Sequence[CellRun]) -> float:
+        """Expected seconds of a launch: the mean of this tune's, else of those that the cells' results took; 0 if none tells."""
+        if self._launch_s:
+            return self._launch_s
+        costs = [c.history.served.evidence.get("cost") or {} for c in cells if c.history.served is not None]
+        took_s = [cost["launch_seconds"] / cost["launches"] for cost in costs if cost.get("launches")]
+        return statistics.median(took_s) if took_s else 0.0
+
         model, settings = self.request.model, self.request.settings()
         self.backend.command(
             str(model.path), OFF, settings
@@ -330,6 +347,7 @@ class Tuning:
                 self._cost.launch_seconds = launches.seconds
                 self._save(store, self._conclusion(cell, pairing, settings, launches.launch_s), cell)
 
+                self._launch_s = launches.launch_s
             with self._keeping(cells, keep, store):
                 # Without a baseline there is nothing to compare with: its failure ends the tune before any trial.
                 self.progress.standing(tuple(c.standing() for c in cells))
