@@ -25,6 +25,7 @@ from autospec.tuning.resume import (
     note_look,
     renewing,
     save_recommendation,
+    note_failing,
     to_restart,
     with_basis,
     with_failing,
@@ -287,6 +288,22 @@ class TestHistory:
             )
         ]
         assert proven == [True, False, False, False]
+    @pytest.mark.parametrize("renewal_s", [None, 900.0])
+    def test_an_epoch_in_the_future_begins_now(self, study, request_, renewal_s):
+        """A clock that was ahead noted it: nothing that is measured until then would count. Looks and failing prompts stay."""
+        wrong = note_begin(study, replace(CellHistory(), restarts=renewal_s is not None), 900.0, Shapes(), ())
+        chosen = note_choice(study, wrong, DRAFTED, OTHER, (None, None))
+        looked = note_look(study, chosen, DRAFTED, 2, PAIRS)
+        note_failing(study, looked, OTHER, {"p1": "status 500"})
+        noted = CellHistory.read(study, None, request_)
+        assert (noted.epoch_s, noted.renewal_s) == (900.0, renewal_s)
+        note_begin(study, noted, 8.0, Shapes(), ())
+        read = CellHistory.read(study, None, request_)
+        assert (read.epoch_s, read.renewal_s) == (8.0, None if renewal_s is None else 8.0)
+        assert (read.looks, read.failing) == (noted.looks, noted.failing)
+        assert (read.last_look(DRAFTED), read.failing) == (2, {OTHER: {"p1": "status 500"}})
+        assert read.remeasurement() == replace(noted.remeasurement(), epoch_s=read.renewal_s)
+
 
     @pytest.mark.parametrize(
         ("history", "state"),

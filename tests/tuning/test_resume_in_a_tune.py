@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -407,3 +408,22 @@ def test_a_proof_that_goes_on_is_for_the_request_that_it_began_with(request_):
     assert gone_on.evidence["request"]["source"] == "suite"
     assert again.evidence["requests"]["traffic"]["answer_tokens"] == 500
     assert again.evidence["request"]["source"] == "traffic"
+
+
+@pytest.mark.process
+def test_a_clock_that_was_ahead_blocks_no_cell(request_, monkeypatch):
+    """The first tune ran a year ahead and ended in its search; what the next one measures is older than its begin."""
+    simulated = backend()
+
+    def interrupt(_server, text):
+        if "prove" in text:
+            raise KeyboardInterrupt
+
+    simulated.before_answer = interrupt
+    with monkeypatch.context() as patch:
+        now = time.time
+        patch.setattr("autospec.tuning.cell.time", SimpleNamespace(time=lambda: now() + 365 * 86400.0))
+        with pytest.raises(KeyboardInterrupt):
+            tune(request_, simulated)
+    _, second = again(request_)
+    assert (second.verdict, second.status) == (Verdict.ENABLE, Status.PROVEN)
