@@ -260,8 +260,8 @@ class Proof:
 
     def _fails(self, cell: CellRun) -> int:
         """Number of prompts that fail with the winner and not without."""
-        pairing, key = self._context.pairing, cell.cell.key
-        return len(pairing.failing(key, cell.winner) - pairing.failing(key, OFF))
+        # Also those that off answered once and was late with since.
+        return len(self._context.pairing.failing(cell.cell.key, cell.winner))
 
     def _rule(self, cell: CellRun) -> Rule:
         rule = self._context.definition.rule
