@@ -98,6 +98,8 @@ class OverallProof:
             failing = pairing.all_failing(stored.cell_key)
             failing[OFF] = failing.get(OFF, frozenset()) & {p.id for p in cell.prove_prompts}
             new = with_failing(stored.recommendation, failing, store.drafts)
+            if new.verdict is not stored.recommendation.verdict:
+                new = cell.reopened(new)
             if new is not stored.recommendation:
                 store.save_recommendation(new, self._session.hardware, cell.cell)
 
@@ -248,9 +250,9 @@ class OverallProof:
             request.settings(),
             resident=self._resident(),
             tell=self._session.tell,
+            usual_s=self._launch_s,
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
-            usual_s=self._launch_s,
             yield PairedRunner(
                 launches,
                 Asking(request.protocol, request.definition.max_tokens, request.temperature, watch),

@@ -127,7 +127,11 @@ class Proof:
             if self._context.pairing.gave_up(cell.cell.key, cell.winner):  # in the search
                 self._stop(cell, cell.winner)
         self._prove(self._cells)
-        turned = [c for c in self._cells if self._turns_to_runner_up(c)]
+        self.prove_runners_up(self._cells)
+
+    def prove_runners_up(self, cells: Sequence[CellRun]) -> None:
+        """Prove the runner-up of each of these cells whose winner gives way to it, as far as there is time."""
+        turned = [c for c in cells if self._turns_to_runner_up(c)]
         self._prove(turned)
         # If the runner-up is no better, the first drafting's proof continues, with its own share of the error rate.
         self._prove([c for c in turned if self._turns_back(c)])

@@ -598,6 +598,8 @@ def save_recommendation(
             ):
                 found.pop(OFF)  # other pairs: what off cannot answer now is no part of that proof
             new = with_failing(renewing(kept) or kept, found, store.drafts)
+            if new.verdict is not kept.verdict and recommendation.tried == _tried_today(kept, store.drafts):
+                new = recommendation  # it holds no more: the next tune goes on with the runner-up
             new = None if new is kept else new
     if new is not None:
         store.save_recommendation(new, hardware, cell)
