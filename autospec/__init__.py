@@ -44,7 +44,7 @@ def tune(
     again: bool = False,
     config: Path | None = None,
 ) -> list[Recommendation]:
-    """Measure where drafting pays, like ``autospec tune``.
+    """Measure where drafting pays, like ``autospec tune`` with these options and the settings of the config.
 
     Args:
         model: A path, a catalogue name, or an unambiguous part of one.

@@ -108,7 +108,7 @@ class Settings:
         "name", "Study definition: quick, default, thorough, or a TOML file."))
     suite: str = field(default="", metadata=_key("file", "Prompt suite (JSONL); empty uses the built-in one."))
     budget: str = field(default="", metadata=_key(
-        "duration", "Time limit of a tune, e.g. 20m; empty uses the limit of the study."))
+        "duration or empty", "Time limit of a tune, e.g. 20m; empty uses the limit of the study."))
     temperature: float = field(default=0.0, metadata=_key(
         "number", "Sampling temperature of measured requests; 0 is greedy."))
     context_tokens: int = field(default=4096, metadata=_key(
@@ -129,9 +129,9 @@ class Settings:
     request_limit_mib: float = field(default=64.0, metadata=_key(
         "number", "Largest request body that the proxy accepts, in MiB."))
     idle_unload: str = field(default="15m", metadata=_key(
-        "duration", "The proxy stops a server after this time without requests; empty keeps servers running."))
+        "duration or empty", "The proxy stops a server after this time without requests; empty keeps servers running."))
     memory_limit: float = field(default=0.0, metadata=_key(
-        "number", "Memory limit for the servers of the proxy, in GiB; 0 means 75 % of the memory."))
+        "number", "Memory limit for the servers of the proxy, in GiB; 0 means that of the graphics cards, or without one 75 % of the system's."))
     queue_limit: int = field(default=256, metadata=_key(
         "count", "How many requests may wait for a server of the proxy."))
     queue_deadline: str = field(default="5m", metadata=_key(
@@ -488,10 +488,12 @@ def _command(value: object, base: Path) -> tuple[str, ...]:
 
 
 def _duration(value: object, base: Path) -> str:
-    text = _text(value, base)
-    if text:
-        parse_duration(text)
+    parse_duration(text := _text(value, base))
     return text
+
+
+def _duration_or_empty(value: object, base: Path) -> str:
+    return _duration(value, base) if value else _text(value, base)
 
 
 def _hours(value: object, base: Path) -> str:
@@ -559,6 +561,7 @@ _KINDS: Final = {
     "words": _Kind('a list of strings, e.g. ["-ngl", "99"]', _words, shlex.split),
     "command": _Kind("a command line or a list of words", _command),
     "duration": _Kind('a duration such as "90s", "20m" or "1h30m"', _duration),
+    "duration or empty": _Kind('a duration such as "90s", "20m" or "1h30m", or empty', _duration_or_empty),
     "number": _Kind(f"a number from 0 to {_MOST:g}", _number, float),
     "count": _Kind("a whole number of at least 1", _count, int),
     "flag": _Kind("true or false", _flag, _env_flag),

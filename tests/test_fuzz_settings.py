@@ -61,17 +61,20 @@ def _load(content: bytes) -> None:
         with contextlib.suppress(AutospecError):
             found = load_settings(file, environ={"AUTOSPEC_HOME": folder})
             rules_for(found)
-            for name in (
-                "budget",
-                "idle_unload",
-                "queue_deadline",
-                "daemon_idle",
-                "daemon_budget",
-                "daemon_step",
-            ):
+            for name in ("queue_deadline", "daemon_idle", "daemon_budget", "daemon_step"):
+                assert _seconds(getattr(found, name)) > 0
+            for name in ("budget", "idle_unload"):
                 if duration := getattr(found, name):
-                    assert parse_duration(duration) > 0
+                    assert _seconds(duration) > 0
             parse_hours(found.daemon_hours)
+
+
+def _seconds(duration: str) -> float:
+    """Read it as whoever uses the setting does: there an error would not be one of the config file."""
+    try:
+        return parse_duration(duration)
+    except AutospecError as error:
+        raise AssertionError(duration) from error
 
 
 @settings(max_examples=60)
@@ -109,8 +112,9 @@ def test_any_environment(environ):
         "proxy_port = " + "9" * 5000,
         f"request_limit_mib = {10**400}",
         "request_limit_mib = 1e308",
+        'daemon_budget = ""',
     ],
-    ids=["nested deeply", "too many digits", "beyond all floats", "beyond all sizes"],
+    ids=["nested deeply", "too many digits", "beyond all floats", "beyond all sizes", "no duration"],
 )
 def test_found_inputs(content):
     """What was no plain error before."""

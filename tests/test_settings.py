@@ -295,6 +295,26 @@ def test_a_command_is_split_and_never_expanded(home: dict[str, str], line: str, 
     assert load_settings(environ=home).on_change == words
 
 
+@pytest.mark.parametrize("name", ["queue_deadline", "daemon_idle", "daemon_budget", "daemon_step"])
+def test_a_duration_that_must_be_one_is_not_empty(home: dict[str, str], name: str):
+    """It was an error only where it was used: the daemon ended when a config that was edited while it ran said so."""
+    file = write(home, f'{name} = ""')
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ=home)
+    expected = f'{name} in {file} must be a duration such as "90s", "20m" or "1h30m", not \'\'.'
+    assert caught.value.message == expected
+
+
+@pytest.mark.parametrize("name", ["budget", "idle_unload"])
+def test_an_empty_duration_that_means_none_is_kept(home: dict[str, str], name: str):
+    """No limit of the user's own; never."""
+    write(home, f'{name} = ""')
+    assert getattr(load_settings(environ=home), name) == ""
+    write(home, f'{name} = "soon"')
+    with pytest.raises(SettingsError, match="or empty, not 'soon'"):
+        load_settings(environ=home)
+
+
 def test_a_command_with_a_slash_is_a_file(home: dict[str, str]):
     """Relative to the config file's folder; a bare name is found on PATH."""
     file = write(home, 'on_change = "bin/hook -q"')

@@ -26,7 +26,7 @@ from autospec.backends.process import child_environment
 from autospec.cells import Build
 from autospec.errors import BackendMissingError
 from autospec.files import replace_file
-from autospec.hardware.gpu import Device
+from autospec.hardware.gpu import Device, shares_memory
 
 __all__ = ["Facts", "Probe", "facts_of", "first_look", "list_devices", "probe", "version_name"]
 
@@ -107,7 +107,7 @@ def first_look(configured: str, state_dir: Path, platform: str = sys.platform) -
 def list_devices(binary: Path) -> tuple[Device, ...] | None:
     """Run ``--list-devices``, which loads GPU drivers and no model; ``None`` if it prints no list."""
     try:
-        return parse_device_list(_output(binary, "--list-devices"))
+        return parse_device_list(_output(binary, "--list-devices"), shares_memory)
     except BackendMissingError:
         return None
 
@@ -164,14 +164,31 @@ def _files(binary: Path) -> tuple[Path, ...]:
     cellar = next((folder for folder in real.parents if folder.name == "Cellar"), None)
     if cellar is not None:
         folders |= {cellar.parent / "opt" / "ggml" / name for name in ("lib", "libexec")}
-    found = {
+    elif real.parent.name == "bin" and not _libraries(real.parent):
+        folders |= _of_distributions(real.parent.parent)
+    found = {path for folder in folders for path in _libraries(folder)}
+    return (real, *sorted(path for path in found if path.is_file() and path.stat().st_size))
+
+
+def _of_distributions(prefix: Path) -> set[Path]:
+    """The folders of a Linux distribution's packages below ``/usr``."""
+    # Arch: /usr/lib/ggml. Fedora: /usr/lib64. Debian and Ubuntu: /usr/lib/x86_64-linux-gnu/{llama,ggml/backends0}.
+    # Where ../lib has libraries, those of the other roots are another build's.
+    roots = {prefix / "lib"}
+    if not _libraries(prefix / "lib"):
+        roots |= {prefix / "lib64", *(prefix / "lib").glob("*-linux-gnu*")}
+    names = ("llama", "ggml", "ggml/backends*")
+    return roots | {folder for root in roots for name in names for folder in root.glob(name)}
+
+
+def _libraries(folder: Path) -> set[Path]:
+    """llama.cpp's shared libraries in a folder, where links to them lead."""
+    return {
         path.resolve()
-        for folder in folders
         for pattern in _LIBRARIES
         for path in folder.glob(pattern)
         if re.search(r"\.(so|dylib)(\.|$)", path.name)
     }
-    return (real, *sorted(path for path in found if path.is_file() and path.stat().st_size))
 
 
 def _output(binary: Path, flag: str) -> str:

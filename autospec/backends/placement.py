@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,8 +60,14 @@ class Weights:
     remote: bool = False
 
 
-def parse_device_list(text: str) -> tuple[Device, ...] | None:
+def parse_device_list(
+    text: str, shares_memory: Callable[[str], bool] = is_integrated
+) -> tuple[Device, ...] | None:
     """Read what ``llama-server --list-devices`` prints.
+
+    Args:
+        text: Its output.
+        shares_memory: True for the name of a GPU that shares the processor's memory.
 
     Returns:
         The devices in the list's order, empty for a build without any; ``None`` if the text is no such list, or if a GPU
@@ -77,7 +83,7 @@ def parse_device_list(text: str) -> tuple[Device, ...] | None:
             m["what"],
             int(m["total"]) * _MIB,
             int(m["free"]) * _MIB,
-            unified=m["name"].startswith(("MTL", "Metal")) or is_integrated(m["what"]),
+            unified=m["name"].startswith(("MTL", "Metal")) or shares_memory(m["what"]),
         )
         for m in found
     ]

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,17 +148,16 @@ class ServerProcess:
             command=tuple(command),
             owner=ProcessRef.of(os.getpid()),
         )
-        record.write(state_dir)
-        guard = _start_guard(record, state_dir)
-        try:
+        with ExitStack() as undo:
+            record.write(state_dir)
+            undo.callback(record.remove, state_dir)
+            guard = _start_guard(record, state_dir)
+            undo.callback(_output(guard).close)
+            undo.callback(_end_guard, guard)
             server = _server_pid(guard, command)
             record = replace(record, processes=(ProcessRef.of(guard.pid), ProcessRef.of(server)))
             record.write(state_dir)
-        except BaseException:
-            _end_guard(guard)
-            _output(guard).close()
-            record.remove(state_dir)
-            raise
+            undo.pop_all()
         return cls(record, state_dir, guard, server)
 
     def poll(self) -> Ended | None:

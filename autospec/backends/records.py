@@ -28,6 +28,7 @@ __all__ = [
     "end_processes",
     "log_path",
     "new_launch_id",
+    "prune_logs",
     "sweep_orphans",
 ]
 
@@ -100,8 +101,16 @@ def sweep_orphans(state_dir: Path) -> list[str]:
                     f"Ended {Path(record.command[0]).name} (process {', '.join(map(str, ended))}), running since "
                     f"{record.started_at}: the autospec that started it was killed."
                 )
-    _prune_logs(state_dir)
     return told
+
+
+def prune_logs(state_dir: Path) -> None:
+    """Keep the newest logs; a launch that still runs keeps its own."""
+    with suppress(OSError):  # no free file descriptor, a read-only file system: the next launch prunes
+        logs = sorted((state_dir / "launches").glob("*.log"))
+        for log in logs[:-_LOGS_KEPT]:
+            if not log.with_suffix(".json").exists():
+                log.unlink(missing_ok=True)
 
 
 def end_processes(launch_id: str, known: Iterable[ProcessRef]) -> list[int]:
@@ -151,11 +160,3 @@ def _read(path: Path) -> LaunchRecord | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _prune_logs(state_dir: Path) -> None:
-    """Keep the newest logs; a launch that still runs keeps its own."""
-    logs = sorted((state_dir / "launches").glob("*.log"))
-    for log in logs[:-_LOGS_KEPT]:
-        if not log.with_suffix(".json").exists():
-            log.unlink(missing_ok=True)

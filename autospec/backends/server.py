@@ -35,7 +35,7 @@ from autospec.backends.process import (
     withheld_words,
 )
 from autospec.backends.protocol import Capabilities, Completion, Request, Server, Slots, Tokens
-from autospec.backends.records import sweep_orphans
+from autospec.backends.records import prune_logs, sweep_orphans
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
 from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
@@ -305,6 +305,8 @@ def start_child(
             _log.warning(sentence)
         if sentence := withheld_words(os.environ):
             _log.warning(sentence)
+    # At every launch: a proxy lives for months, and a model that does not start is tried each minute.
+    prune_logs(state_dir)
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         port = free_port()
         server = make(ServerProcess.start(command(port), state_dir), port)

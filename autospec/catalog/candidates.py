@@ -105,7 +105,7 @@ def candidates(
     Args:
         main: The main model.
         models: The catalogue; the main model itself is skipped.
-        memory_bytes: Installed memory; 0 if unknown, and then every size fits.
+        memory_bytes: Installed memory, with that of graphics cards; 0 if unknown, and then every size fits.
         context_tokens: Context length for the size of the KV caches.
         extra: Judged like the others.
         gpu_limit_bytes: What a GPU that shares this memory may use of it; 0 without a limit.
@@ -181,7 +181,7 @@ def count_fits(
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """The installed memory (0 if unknown), and the limit of a GPU that shares it (0 without one)."""
+    """The installed memory, with that of cards (0 if unknown), and the limit of a GPU that shares it (0 without one)."""
 
     installed_bytes: int
     gpu_limit_bytes: int

@@ -97,6 +97,9 @@ _EMBEDDING_ARCHITECTURES: Final = frozenset(
     | {"neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder"}
 )
 _LANGUAGE_ARCHITECTURES: Final = frozenset(MODEL_ARCH_NAMES.values())
+# Tensors for images, for sound, and between them and the text. For llama.cpp they are in a file of their own (clip), and it refuses
+# a model with tensors that it does not know. Ollama's converter writes one file (convert/convert_gemma3.go).
+_OF_OTHER_MEDIA: Final = ("v.", "a.", "mm.")
 _ROLES: Final[dict[str, Role]] = {"adapter": "adapter", "imatrix": "other", "mmproj": "projector"}
 # Every n-th layer has full attention if the file does not say otherwise: load_swa_pattern in src/models.
 _FULL_ATTENTION_EVERY: Final = {
@@ -261,6 +264,8 @@ def _role(keys: _Keys, tensors: Sequence[TensorInfo], header: Header, head: Head
     elif head is None and header.tokens is None and keys.architecture not in _LANGUAGE_ARCHITECTURES:
         # Image and speech models are GGUF files too.
         role = "other"
+    elif any(t.name.startswith(_OF_OTHER_MEDIA) for t in tensors):
+        role = "combined"
     return role
 
 
@@ -283,7 +288,11 @@ def _head(keys: _Keys, tensors: Sequence[TensorInfo], blocks: int) -> Head | Non
     in_blocks = {int(m[1]) for n in names if (m := _BLOCK_TENSOR.match(n))}
     if mtp and in_blocks and min(in_blocks) >= blocks - mtp:
         # `convert_hf_to_gguf.py --mtp`, or an architecture of MTP layers only (gemma4-assistant).
-        return Head("mtp", keys.of("embedding_length_out") or keys.of("embedding_length"))
+        hidden = keys.of("embedding_length_out") or keys.of("embedding_length")
+        # Several heads are chained, one per proposal (`chain_heads` in common/speculative.cpp). An assistant shares the main
+        # model's cache, and all its layers are one head.
+        chained = mtp > 1 and not keys.architecture.endswith("-assistant")
+        return Head("mtp", hidden, n_max=mtp if chained else 0)
     return None
 
 

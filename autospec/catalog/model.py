@@ -31,7 +31,7 @@ __all__ = [
 
 Format = Literal["gguf", "mlx"]
 # The catalogue holds only text models.
-Role = Literal["text", "embedding", "projector", "adapter", "vocabulary", "other"]
+Role = Literal["text", "embedding", "projector", "adapter", "vocabulary", "combined", "other"]
 
 # llama.cpp compares vocabularies from this token id on (see autospec.catalog.vocabulary).
 FIRST_CHECKED_ID: Final = 5

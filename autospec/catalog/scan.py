@@ -27,7 +27,7 @@ from autospec.catalog.folders import (
     projectors_beside,
     walk,
 )
-from autospec.catalog.model import Model
+from autospec.catalog.model import Model, Role
 from autospec.catalog.resolve import OwnSettings, ambiguous_models, apply_sections, choose
 from autospec.errors import ModelChoiceError, ModelFileError
 from autospec.files import replace_file
@@ -39,7 +39,7 @@ __all__ = ["Catalog", "MetadataCache", "model_files", "scan", "signature"]
 Signature = list[list[int]]
 
 # Raise it when the readers give another result for the same file.
-_VERSION: Final = 4
+_VERSION: Final = 5
 
 
 def signature(files: Iterable[Path]) -> Signature:
@@ -116,11 +116,12 @@ CACHE_FILE: Final = "models.json"
 # Below the cache folder: links with a plain name to models whose path is not UTF-8.
 _LINKS: Final = "links"
 
-_NOT_A_MODEL: Final = {
+_NOT_A_MODEL: Final[dict[Role, str]] = {
     "embedding": "makes embeddings, not text",
     "projector": "is the image part of a model",
     "adapter": "is an adapter (LoRA) for a model",
     "vocabulary": "holds a vocabulary without weights",
+    "combined": "holds image and text in one file, which only Ollama runs",
     "other": "holds no language model",
 }
 
@@ -130,7 +131,7 @@ class Catalog:
     """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders.
 
     `own`: what the config says of single models. `links`: the folder for links to models whose path is not UTF-8; without one,
-    such models are refused.
+    such models are refused. `others`: the names of files that are no language models, and what they are.
     """
 
     models: tuple[Model, ...]
@@ -138,6 +139,7 @@ class Catalog:
     looked_in: tuple[Path, ...] = ()
     own: OwnSettings = field(default_factory=OwnSettings, compare=False)
     links: Path | None = field(default=None, compare=False)
+    others: Mapping[str, Role] = field(default_factory=dict, compare=False)
 
     def find(self, name: str) -> Model:
         """Return the model for a path, also outside the catalogue, a name, or an unambiguous part of one.
@@ -158,7 +160,12 @@ class Catalog:
     def _named(self, name: str, path: Path) -> Model:
         if name.startswith(("/", "./", "../", "~")) or (os.sep in name and path.suffix.lower() == ".gguf"):
             raise ModelChoiceError(f"There is no model file {path}.", "`autospec models` lists the models.")
-        return choose(self.models, name)
+        try:
+            return choose(self.models, name)
+        except ModelChoiceError:
+            if name not in self.others:
+                raise
+            raise _no_model(name, self.others[name]) from None
 
     def _at(self, path: Path) -> Model:
         for model in self.models:
@@ -174,7 +181,7 @@ class Catalog:
             return _with_plain_path(inside[0], self.links)
         model = _read(FoundModel(path.absolute(), "mlx" if path.is_dir() else "gguf"))
         if model.role != "text":
-            raise ModelChoiceError(f"{path} {_NOT_A_MODEL[model.role]}.", "Choose a language model.")
+            raise _no_model(str(path), model.role)
         return _with_plain_path(model, self.links)
 
 
@@ -208,6 +215,7 @@ def scan(
     warnings: list[str] = []
     models: dict[Path, Model] = {}
     projectors: dict[Path, Path] = {}
+    others: dict[str, Role] = {}
     spellings: dict[tuple[int, int], Path] = {}
     for place in where:
         for found in _in(place, warnings):
@@ -225,6 +233,8 @@ def scan(
                 if model.role == "text":
                     model = _with_plain_path(model, links)
                     models[real] = dataclasses.replace(model, source=place.source)
+                else:
+                    others[model.name] = model.role
             except ModelFileError as error:
                 warnings.append(str(error))
     ordered = tuple(sorted(models.values(), key=lambda m: (m.name.casefold(), str(m.path))))
@@ -241,7 +251,12 @@ def scan(
         looked_in=tuple(p.path for p in where),
         own=dataclasses.replace(own, projectors=_projectors(described, projectors)),
         links=links,
+        others=others,
     )
+
+
+def _no_model(name: str, role: Role) -> ModelChoiceError:
+    return ModelChoiceError(f"{name} {_NOT_A_MODEL[role]}.", "Choose a language model.")
 
 
 def model_files(settings: Settings) -> tuple[tuple[str, ...], tuple[Path, ...]]:

@@ -205,12 +205,12 @@ def _best_draft(
     """The best draft model that fits; for another `mode`, the best head of that kind."""
     from autospec.catalog.candidates import candidates
     from autospec.drafting import Mode
-    from autospec.hardware.gpu import shared_limit_bytes
+    from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 
     found = candidates(
         main,
         catalog.models,
-        memory_bytes=here.memory_bytes,
+        memory_bytes=model_memory_bytes(here),
         gpu_limit_bytes=shared_limit_bytes(here),
         context_tokens=context_tokens,
     )

@@ -52,7 +52,7 @@ def command(shell: Shell, model_name: str, *, suggests: bool, context: int | Non
     from autospec.cli.models import nothing_found
     from autospec.errors import ModelChoiceError
     from autospec.hardware import identify
-    from autospec.hardware.gpu import shared_limit_bytes
+    from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 
     catalog = scan(shell.settings, beside=[model_name])
     main = catalog.find(model_name)
@@ -65,7 +65,7 @@ def command(shell: Shell, model_name: str, *, suggests: bool, context: int | Non
     found = candidates(
         main,
         catalog.models,
-        memory_bytes=identify().memory_bytes,
+        memory_bytes=model_memory_bytes(identify()),
         gpu_limit_bytes=shared_limit_bytes(identify()),
         context_tokens=context,
     )

@@ -135,7 +135,7 @@ def _one(
     from autospec.catalog.candidates import candidates
     from autospec.errors import ModelFileError
     from autospec.hardware import identify
-    from autospec.hardware.gpu import shared_limit_bytes
+    from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
     from autospec.predict.estimate import estimate_here
 
     figures = speeds.of(main)
@@ -144,7 +144,7 @@ def _one(
     found = candidates(
         main,
         catalog.models,
-        memory_bytes=identify().memory_bytes,
+        memory_bytes=model_memory_bytes(identify()),
         gpu_limit_bytes=shared_limit_bytes(identify()),
         context_tokens=catalog.own.launch_context(main, shell.settings),
     )

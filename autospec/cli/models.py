@@ -69,15 +69,15 @@ def count_drafts(catalog: Catalog, settings: Settings) -> dict[Path, int]:
     """How many drafts fit each main model of a catalogue, by its path."""
     from autospec.catalog.candidates import count_fits
     from autospec.hardware import identify
-    from autospec.hardware.gpu import shared_limit_bytes
+    from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 
     hardware = identify()
-    gpu_limit_bytes = shared_limit_bytes(hardware)
+    memory_bytes, gpu_limit_bytes = model_memory_bytes(hardware), shared_limit_bytes(hardware)
     return {
         model.path: count_fits(
             model,
             catalog.models,
-            memory_bytes=hardware.memory_bytes,
+            memory_bytes=memory_bytes,
             gpu_limit_bytes=gpu_limit_bytes,
             context_tokens=catalog.own.launch_context(model, settings),
         )

@@ -178,7 +178,7 @@ def _show_differences(shell: Shell, service: Service) -> None:
         shell.out(f"  {name}={value}")
     if carried != dict(service.definition.variables):
         shell.out(
-            "This shell names other folders than the service has; `autospec service install` updates it."
+            "This shell names other folders or GPUs than the service has; `autospec service install` updates it."
         )
     elif not service.current():
         shell.out("Another version of autospec installed it; `autospec service install` upgrades it.")

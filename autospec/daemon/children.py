@@ -33,6 +33,8 @@ __all__ = ["ProxyChild", "TuneOutcome", "TuneProcess", "end_left_proxy", "proxy_
 # After this long a proxy counts as healthy: its next crash is the first of a new row.
 _WELL_S = 60.0
 _PAUSE_S, _PAUSE_AT_MOST_S = 1.0, 60.0
+# More doublings change nothing, and after a thousand a float overflows.
+_DOUBLINGS = 10
 # Crashes of a row that are told; later ones would hide every other event.
 _TOLD_CRASHES = 3
 # A larger log becomes ``proxy.log.1``, so the two together hold at most twice this, and what was printed between two looks.
@@ -176,7 +178,7 @@ class ProxyChild:
         self._child = self._adopted = None
 
     def _pause_s(self) -> float:
-        return float(min(_PAUSE_AT_MOST_S, _PAUSE_S * 2.0 ** (self.crashes - 1)))
+        return float(min(_PAUSE_AT_MOST_S, _PAUSE_S * 2.0 ** min(self.crashes - 1, _DOUBLINGS)))
 
     def _read_record(self) -> ProcessRef | None:
         try:

@@ -249,10 +249,10 @@ class Outlook:
         """Seconds until a failed cell may be tried again."""
         return 1e9 if self._next_at is None else max(1.0, self._next_at - self._clock.wall())
 
-    def due(self) -> bool:
-        """True if it is time for a survey."""
+    def due(self, *, files: bool = True) -> bool:
+        """True if it is time for a survey. Without `files`, the next call tells what has changed there meanwhile."""
         now_s = self._clock.monotonic()
-        if changed := self._files.changed():
+        if files and (changed := self._files.changed()):
             if not self._told_change:
                 more = f", and {len(changed) - 1} more" if changed[1:] else ""
                 self._event(f"{changed[0]} changed{more}.")

@@ -20,7 +20,15 @@ from typing import Any
 
 from autospec.daemon.children import ProxyChild, TuneOutcome, TuneProcess, tune_command
 from autospec.daemon.finder_process import Outlook
-from autospec.daemon.policy import RunDecision, decide, is_loaded, policy_of
+from autospec.daemon.policy import (
+    RunDecision,
+    Signals,
+    check_traffic,
+    decide,
+    has_room,
+    is_loaded,
+    policy_of,
+)
 from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.work import Clock, JumpWatch, Memory, WorkItem
 from autospec.errors import LaunchError
@@ -167,8 +175,10 @@ class Daemon:
         return max(0.0, min(waits))
 
     def _look_for_work(self) -> float:
-        if self.outlook.due():
-            if self._busy():
+        busy = self._busy()
+        # Each request wakes the daemon twice. It reads neither files nor the machine then; the end of the request is soon enough.
+        if self.outlook.due(files=not busy):
+            if busy:
                 self._rest("a request is being served")
             else:
                 self.outlook.look()
@@ -178,7 +188,7 @@ class Daemon:
         now_s = self.clock.monotonic()
         free = [item for item in self.outlook.items if now_s >= self._held_until_s.get(item.key, 0.0)]
         if free:
-            return self._consider(free[0])
+            return self._consider(free)
         if self.outlook.items:
             self._rest(
                 "other autospec processes are measuring everything that is worth measuring", final=True
@@ -190,14 +200,23 @@ class Daemon:
         self._rest(self.outlook.trouble or idle, final=True)
         return min(_REST_S, self.outlook.next_in_s())
 
-    def _consider(self, item: WorkItem) -> float:
-        signals = self.probes.read(self._traffic(), self.memory.spent_today_s(self.clock.today()))
-        self.decision = decide(
-            signals,
-            policy_of(self.settings),
-            needed_bytes=item.memory_bytes,
-            asked=item.model in self.outlook.asked,
-        )
+    def _consider(self, free: list[WorkItem]) -> float:
+        """Start the first of these steps for which there is memory, or rest."""
+        traffic, first = self._traffic(), free[0]
+        clients = check_traffic(traffic.in_flight, traffic.since_request_s, policy_of(self.settings))
+        asked = any(item.model in self.outlook.asked for item in free)
+        if not clients.allows and (traffic.in_flight or not asked):
+            # Whatever the machine does, nothing is measured now. Reading it starts programs on a Mac.
+            self.decision = RunDecision((clients,))
+            self._rest(self.decision.why, final=True)
+            return self.decision.recheck_s
+        signals = self.probes.read(traffic, self.memory.spent_today_s(self.clock.today()))
+        # A model that is too large for the memory that is free must not hold up the others.
+        item = next((item for item in free if has_room(signals, item.memory_bytes)), first)
+        self.decision = self._judge(item, signals)
+        if not self.decision.go and first.model in self.outlook.asked:
+            # The person who asked wants to know what holds that step back, and not another one.
+            self.decision = self._judge(first, signals)
         if not self.decision.go:
             # A load needs two readings; before that no reason is final.
             self._rest(self.decision.why, final=signals.other_load is not None)
@@ -213,6 +232,10 @@ class Daemon:
         self._event(f"Tuning {item.label}: {item.why}.")
         self._listening.tell_proxies({"event": "tuning", "what": item.label, "why": item.why})
         return _WATCH_S
+
+    def _judge(self, item: WorkItem, signals: Signals) -> RunDecision:
+        asked = item.model in self.outlook.asked
+        return decide(signals, policy_of(self.settings), needed_bytes=item.memory_bytes, asked=asked)
 
     def _watch(self, step: TuneProcess, jump_s: float) -> float:
         """Check a running step: has it ended, may it continue?"""

@@ -19,7 +19,9 @@ __all__ = [
     "Policy",
     "RunDecision",
     "Signals",
+    "check_traffic",
     "decide",
+    "has_room",
     "is_loaded",
     "minutes_until",
     "policy_of",
@@ -42,7 +44,7 @@ class Signals:
         gpu_other_load: Share of the busiest GPU that other programs use.
         on_metal: Models compute on a Mac's GPU.
         cores: Logical cores.
-        memory_available_bytes: Memory available without swapping.
+        memory_available_bytes: Memory available to models without swapping, on graphics cards too.
     """
 
     minute_of_day: int
@@ -144,7 +146,7 @@ def decide(
     for an idle machine nor for the hours, and the budget does not end it.
     """
     checks = [
-        _traffic(signals, policy),
+        check_traffic(signals.in_flight, signals.since_request_s, policy),
         _others(signals),
         _hours(signals, policy),
         _budget(signals, policy),
@@ -159,6 +161,25 @@ def decide(
     if asked:
         checks = [_as_asked(check, signals) for check in checks]
     return RunDecision(tuple(checks))
+
+
+def check_traffic(in_flight: int | None, since_request_s: float | None, policy: Policy) -> IdleCheck:
+    """Judge the requests alone, which proxies report; for the arguments see `Signals`."""
+    if in_flight is None:
+        return IdleCheck("traffic", "unknown", True, "no proxy is connected, so requests show only as load")
+    if in_flight:
+        # The proxy reports the end, so there is nothing to poll.
+        return IdleCheck("traffic", "no", False, "a request is being served", RECHECK_AT_MOST_S)
+    if since_request_s is None:
+        return IdleCheck("traffic", "ok", True, "no request since the daemon started")
+    left_s = policy.idle_s - since_request_s
+    words = f"the last request ended {duration(since_request_s)} ago"
+    return IdleCheck("traffic", "no" if left_s > 0 else "ok", left_s <= 0, words, left_s)
+
+
+def has_room(signals: Signals, needed_bytes: int) -> bool:
+    """True if a step that needs this much memory could begin, as far as memory goes."""
+    return _memory(signals, needed_bytes).allows
 
 
 def is_loaded(signals: Signals) -> bool | None:
@@ -187,19 +208,6 @@ def _as_asked(check: IdleCheck, signals: Signals) -> IdleCheck:
     if check.allows or not waits:
         return check
     return replace(check, allows=True, words=f"{check.words}; it was asked for all the same")
-
-
-def _traffic(signals: Signals, policy: Policy) -> IdleCheck:
-    if signals.in_flight is None:
-        return IdleCheck("traffic", "unknown", True, "no proxy is connected, so requests show only as load")
-    if signals.in_flight:
-        # The proxy reports the end, so there is nothing to poll.
-        return IdleCheck("traffic", "no", False, "a request is being served", RECHECK_AT_MOST_S)
-    if signals.since_request_s is None:
-        return IdleCheck("traffic", "ok", True, "no request since the daemon started")
-    left_s = policy.idle_s - signals.since_request_s
-    words = f"the last request ended {duration(signals.since_request_s)} ago"
-    return IdleCheck("traffic", "no" if left_s > 0 else "ok", left_s <= 0, words, left_s)
 
 
 def _others(signals: Signals) -> IdleCheck:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autospec.daemon.policy import Signals
 from autospec.daemon.work import Clock
 from autospec.hardware import identify
-from autospec.hardware.gpu import GpuWatch, on_metal, shared_limit_bytes
+from autospec.hardware.gpu import GpuWatch, cards, on_metal, shared_limit_bytes
 from autospec.hardware.processes import holder
 from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
 from autospec.hardware.state import between
@@ -69,7 +69,9 @@ class Probes:
             gpu_other_load=self._gpu_load,
             on_metal=on_metal(),
             cores=now.cores,
-            memory_available_bytes=_usable_bytes(now.memory_available_bytes),
+            memory_available_bytes=_usable_bytes(
+                now.memory_available_bytes, on_battery=bool(power.on_battery)
+            ),
         )
 
     def forget_load(self) -> None:
@@ -101,7 +103,10 @@ class Probes:
         return self._last_load
 
 
-def _usable_bytes(available_bytes: int) -> int:
-    """The part of the available memory that models may use: the GPU of a Mac has a limit."""
-    limit_bytes = shared_limit_bytes(identify())
-    return min(available_bytes, limit_bytes) if limit_bytes else available_bytes
+def _usable_bytes(available_bytes: int, *, on_battery: bool) -> int:
+    """The memory that models may use: the available part, within the limit of a Mac's GPU, and what is free on cards."""
+    here = identify()
+    if limit_bytes := shared_limit_bytes(here):
+        return min(available_bytes, limit_bytes)
+    # On battery a look would keep a laptop's second GPU awake.
+    return available_bytes + (0 if on_battery else sum(card.free_bytes for card in cards(here)))

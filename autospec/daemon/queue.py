@@ -160,6 +160,8 @@ _USUAL_ACCEPTANCE = 0.5
 # Pause after failures: 10, 20, 40 … minutes, at most a day.
 _BACKOFF_S = 600.0
 _BACKOFF_MAX_S = 86400.0
+# More doublings change nothing, and after a thousand a float overflows.
+_BACKOFF_DOUBLINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,11 +284,13 @@ def _closed(model: Tunable, found: KnownCell | None, effort: Effort) -> Later | 
 
 
 def _not_before(effort: Effort, now: float) -> float | None:
-    if not effort.failures:
+    # A failure in the future is from before the clock was set back. How long ago it was is unknown, and a pause that counts from
+    # now would begin anew with each survey.
+    if not effort.failures or effort.last_at > now:
         return None
-    pause_s = min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** (effort.failures - 1))
-    # A clock that was set back must not make this pause longer.
-    until = min(effort.last_at, now) + pause_s
+    until = effort.last_at + min(
+        _BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(effort.failures - 1, _BACKOFF_DOUBLINGS)
+    )
     return until if now < until else None
 
 

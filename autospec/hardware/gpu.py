@@ -11,25 +11,29 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from autospec.cells import Hardware
 from autospec.hardware import amd, nvidia
 from autospec.hardware.gpu_reading import GpuReading, GpuSource, GpuUse
-from autospec.hardware.identity import output_of
+from autospec.hardware.identity import output_of, text_of
 
 __all__ = [
     "Device",
     "GpuWatch",
     "Metal",
+    "cards",
     "devices_here",
     "driver_devices",
     "in_package",
     "is_integrated",
     "metal_limit_bytes",
+    "model_memory_bytes",
     "on_metal",
     "parse_gpu_clients",
     "read_gpus",
     "shared_limit_bytes",
+    "shares_memory",
     "usable",
 ]
 
@@ -43,7 +47,18 @@ _SMALL_MAC_BYTES = 36 * _GIB
 _INTEGRATED = re.compile(
     r"\bApple\b|\bIntel\b(?!.*(?:\bArc\b.*\b[AB]\d{2,3}M?\b|(?:\bGPU |\[)0x(?:490|56|e2)|\bData Center GPU\b|\bXe MAX\b))"
     r"|\bRadeon(?: ?\(TM\))?(?:(?: RX)? Vega \d{1,2}| \d+M| 8\d{3}S)?(?: ?\(TM\))? Graphics\b"
+    # Mesa's RADV gives cards that it has no name for the same one, with the chip behind it.
+    r"(?!.*\bRADV (?:VEGA(?:10|12|20)|NAVI[1-4]\d|GFX120\d)\b)"
     r"|\bRadeon(?: ?\(TM\))? (?:\d{3}M|8\d{3}S)\b|\bAMD Custom GPU 0(?:405|932)\b"
+)
+# ROCm calls a card like this, too, if it has no name for it: the MI50 (llama-server --list-devices, amdsmi).
+_UNNAMED_RADEON = re.compile(r"(?:AMD )?Radeon(?: ?\(TM\))? Graphics")
+_KFD_TARGET = re.compile(r"^gfx_target_version (\d+)$", re.MULTILINE)
+# Major version, two digits of minor version, two of stepping: 90010 is gfx90a. dGPU in LLVM's table of processors
+# (https://llvm.org/docs/AMDGPUUsage.html). A card and an APU have no cores in their nodes alike, so those tell nothing.
+_KFD_CARDS = frozenset(
+    {80002, 80003, 90000, 90004, 90006, 90008, 90010, 100100, 100101, 100102}
+    | {100300, 100301, 100302, 100304, 110000, 110001, 110002, 120000, 120001}
 )
 # Systems on a chip: NVIDIA's DGX Spark and Jetson, Qualcomm's, small boards. Their GPUs have no memory of their own.
 _SYSTEM_ON_CHIP = re.compile(r"\b(?:GB10|Orin|Xavier|Thor|Tegra|Adreno|Mali|V3D|BC-250)\b")
@@ -69,6 +84,21 @@ class Device:
 def is_integrated(description: str) -> bool:
     """True for the name of a GPU that shares the processor's memory."""
     return in_package(description) or bool(_SYSTEM_ON_CHIP.search(description))
+
+
+def shares_memory(description: str, root: Path = Path("/")) -> bool:
+    """`is_integrated` for a GPU of this machine, where Linux tells a card from graphics in the processor with the same name."""
+    if _UNNAMED_RADEON.fullmatch(description) and _has_only_cards(root):
+        return False
+    return is_integrated(description)
+
+
+def _has_only_cards(root: Path) -> bool:
+    """True if AMD's driver for computing has GPUs and knows all of them as cards: which name is whose is not told."""
+    nodes = root.glob("sys/class/kfd/kfd/topology/nodes/*/properties")
+    found = [int(target[1]) for node in nodes if (target := _KFD_TARGET.search(text_of(node)))]
+    gpus = [target for target in found if target]  # a processor's node has 0
+    return bool(gpus) and _KFD_CARDS.issuperset(gpus)
 
 
 def in_package(description: str) -> bool:
@@ -101,6 +131,18 @@ def devices_here(hardware: Hardware) -> tuple[Device, ...] | None:
     # A card beside integrated graphics has memory that nobody tells.
     names = hardware.gpu.split(", ") if hardware.gpu else []
     return () if all(map(is_integrated, names)) else None
+
+
+def cards(hardware: Hardware) -> tuple[Device, ...]:
+    """The GPUs with memory of their own over which a build spreads a model; empty on a Mac, and where no driver tells."""
+    return () if not hardware.gpu or hardware.os.startswith("macos") else usable(driver_devices())
+
+
+def model_memory_bytes(hardware: Hardware) -> int:
+    """Memory that can hold models: the system's and the cards' own together; 0 if the system's is unknown."""
+    if not hardware.memory_bytes:
+        return 0
+    return hardware.memory_bytes + sum(card.total_bytes for card in cards(hardware))
 
 
 def shared_limit_bytes(hardware: Hardware) -> int:
@@ -145,7 +187,7 @@ def driver_devices() -> tuple[Device, ...]:
     gpus = amd.Amd(smi)
     readings = gpus.readings()
     visible = gpus.visible()
-    if visible is None and sum(not is_integrated(reading.name) for reading in readings) == 1:
+    if visible is None and sum(not shares_memory(reading.name) for reading in readings) == 1:
         # The number chooses between a card and graphics in the processor, which is left out anyway.
         visible = tuple(range(len(readings)))
     return _devices("ROCm", [readings[index] for index in visible or ()])
@@ -155,7 +197,7 @@ def _devices(library: str, readings: Sequence[GpuReading]) -> tuple[Device, ...]
     return tuple(
         Device(f"{library}{index}", r.name, r.total_bytes, r.free_bytes)
         for index, r in enumerate(readings)
-        if r.total_bytes is not None and r.free_bytes is not None and not is_integrated(r.name)
+        if r.total_bytes is not None and r.free_bytes is not None and not shares_memory(r.name)
     )
 
 

@@ -76,6 +76,7 @@ _MACH_O_UNIVERSAL = 0xCAFEBABE
 _MOST_PROCESSORS = 20
 _CPU_X86_64 = 0x01000007
 _CPU_ARM64 = 0x0100000C
+# Without an answer the machine would get another id, and nothing would be known of it: a machine that swaps takes long.
 _PATIENCE_S = 30.0
 _MAC_SYSCTLS = ("machdep.cpu.brand_string", "hw.memsize")
 
@@ -180,7 +181,6 @@ def _macos() -> Hardware:
     gpu = ""
     if platform.machine() == "arm64":
         # The same chip is sold with different GPUs.
-        # Without an answer the machine would get another id, and nothing would be known of it: a Mac that swaps takes long.
         cores = parse_ioreg(output_of("ioreg", "-rc", "AGXAccelerator", "-d", "1", timeout_s=_PATIENCE_S))
         gpu = f"{chip} {cores}-core GPU" if cores else f"{chip} GPU"
     return describe(
@@ -233,9 +233,13 @@ def _nvidia(root: Path) -> tuple[str, ...]:
         for card in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
         if (found := re.search(r"^Model:\s*(.+)$", text_of(card), re.MULTILINE))
     ]
-    if names or not shutil.which("nvidia-smi"):
+    if names:
         return tuple(names)
-    return parse_nvidia_smi(output_of("nvidia-smi", "-L"))  # WSL has the program but not the folder
+    # WSL has the program but not the driver's folder, and only an interactive shell's PATH leads to it: a service's does not.
+    program = shutil.which("nvidia-smi") or shutil.which(str(root / "usr/lib/wsl/lib/nvidia-smi"))
+    if program is None:
+        return ()
+    return parse_nvidia_smi(output_of(program, "-L", timeout_s=_PATIENCE_S))
 
 
 def _other_gpus(root: Path) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from autospec.predict.profile import Recording
 from autospec.predict.recording import DraftPass
 from autospec.predict.replay import Counts, proposals, stacked
 
-__all__ = ["Check", "Predictor"]
+__all__ = ["Check", "Predictor", "predictable"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,6 +64,16 @@ class Check:
     agrees: bool
     costs_alone: bool = False
     refused: str = ""
+
+
+def predictable(drafting: Drafting) -> bool:
+    """True if the drafting can be predicted once its draft, if it has one, was read over answers."""
+    model, *beside = drafting.parts
+    if drafting.engine is not None:
+        return False
+    if model.mode is Mode.DRAFT_MODEL:
+        return all(d.mode in SIMULATED for d in beside)
+    return model.mode in SIMULATED and not beside
 
 
 class Predictor:
@@ -125,12 +135,9 @@ class Predictor:
 
     def covers(self, drafting: Drafting) -> bool:
         """True if the drafting can be predicted: its draft was read over the answers, or it needs none."""
-        model, *beside = drafting.parts
-        if drafting.engine is not None:
+        if not predictable(drafting):
             return False
-        if model.mode is Mode.DRAFT_MODEL:
-            return (model.draft or "") in self._passes and all(d.mode in SIMULATED for d in beside)
-        return model.mode in SIMULATED and not beside
+        return drafting.mode is not Mode.DRAFT_MODEL or (drafting.draft or "") in self._passes
 
     def trusts(self, drafting: Drafting) -> bool:
         """True if predictions for this draft have agreed with the measurements so far."""

@@ -41,6 +41,7 @@ __all__ = [
     "Service",
     "ServicePlan",
     "folder_variables",
+    "gpu_variables",
     "privacy_warnings",
     "private_paths",
     "refuse_root",
@@ -159,11 +160,18 @@ class Service:
             ServiceError: This user has no supervisor, it refuses, or the daemon does not come up.
             OSError: The file cannot be written.
         """
-        plan = self.plan()
-        if plan.changed:
-            replace_file(self.supervisor.file, plan.text)
+        plan, before = self.plan(), self._installed_text()
+        try:
+            if plan.changed:
+                replace_file(self.supervisor.file, plan.text)
+            self._load(plan.steps)
+        except BaseException:  # Ctrl-C, too
+            # The new text would tell the next installation that there is nothing to do, and the old daemon would go on.
+            if plan.changed:
+                self._put_back(before)
+            raise
         if plan.steps:
-            self._bring_up(plan.steps)
+            self._wait_until_up()
         return plan.changed or bool(plan.steps)
 
     def start(self) -> bool:
@@ -177,7 +185,8 @@ class Service:
             raise ServiceError("The service is not installed.", "Run `autospec service install`.")
         steps = self.supervisor.to_load(self.status(), changed=False)
         if steps:
-            self._bring_up(steps)
+            self._load(steps)
+            self._wait_until_up()
         return bool(steps)
 
     def stop(self) -> bool:
@@ -224,9 +233,20 @@ class Service:
         except (FileNotFoundError, UnicodeDecodeError):
             return None
 
-    def _bring_up(self, steps: tuple[ServiceStep, ...]) -> None:
-        self.definition.log.parent.mkdir(parents=True, exist_ok=True)
+    def _put_back(self, text: str | None) -> None:
+        """Write the file's old text again; ``None`` if there was no file."""
+        with suppress(OSError):
+            if text is None:
+                self.supervisor.file.unlink(missing_ok=True)
+            else:
+                replace_file(self.supervisor.file, text)
+
+    def _load(self, steps: tuple[ServiceStep, ...]) -> None:
+        if steps:
+            self.definition.log.parent.mkdir(parents=True, exist_ok=True)
         self._do(steps)
+
+    def _wait_until_up(self) -> None:
         deadline = self._now() + _UP_WITHIN_S
         up_since: tuple[int | None, float] | None = None
         failures = 0
@@ -292,6 +312,11 @@ _FOLDERS: Final = (
     *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"),
     *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "OLLAMA_MODELS"),
 )
+# Which GPUs servers use, and with which libraries: without these the service's servers would not be those that were tuned.
+_GPU_VARIABLES: Final = (
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    *("GGML_VK_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "LD_LIBRARY_PATH"),
+)
 # macOS asks the user before a program may read these, and a background service has no window to ask in.
 _PRIVATE: Final = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents", "Library/CloudStorage")
 
@@ -309,7 +334,7 @@ def service_here(settings: Settings) -> Service:
     # Only a config file that the user chose is passed on.
     config = ("--config", str(settings.config_file.absolute())) if chosen else ()
     home_variable = (("AUTOSPEC_HOME", str(settings.home.absolute())),) if settings.home else ()
-    variables = (*home_variable, *folder_variables(os.environ))
+    variables = (*home_variable, *folder_variables(os.environ), *gpu_variables(os.environ))
     definition = Definition(
         program=(*_program(Path(sys.executable)), *DAEMON_ARGUMENTS, *config),
         home=home,
@@ -363,6 +388,11 @@ def folder_variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, str(Path(environ[name]).expanduser().absolute())) for name in _FOLDERS if environ.get(name)
     )
+
+
+def gpu_variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The variables of this shell that choose GPUs and libraries, as they are: an empty one may hide all GPUs."""
+    return tuple((name, environ[name]) for name in _GPU_VARIABLES if name in environ)
 
 
 def private_paths(paths: Iterable[Path], home: Path) -> tuple[Path, ...]:

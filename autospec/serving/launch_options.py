@@ -13,11 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from autospec.backends.placement import Where, room_bytes, weights_of
 from autospec.catalog.model import USUAL_TEMPERATURE, Model, context_of, loads_projector, temperature_of
 from autospec.cells import Hardware, options_in
 from autospec.drafting import OFF, Drafting
 from autospec.errors import AutospecError, LaunchError
-from autospec.hardware.gpu import shared_limit_bytes
+from autospec.hardware.gpu import cards, shared_limit_bytes
 from autospec.serving.advice import ModelAdvice
 from autospec.serving.model_registry import Engine, ModelRegistry
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
@@ -40,6 +41,8 @@ _GIB: Final = 1024**3
 _MEMORY_SHARE: Final = 0.75
 # If the memory size is unknown: estimates are clipped to the limit, so one server runs at a time.
 _UNKNOWN_MEMORY_BYTES: Final = 8 * _GIB
+# `-ngl 99` and more mean all layers, as people write it. Whether fewer are all of them differs by model.
+_ALL_LAYERS: Final = 99
 # Compute buffers, the program and its libraries: 100 to 400 MB for llama-server with default batch sizes.
 _BUFFERS_BYTES: Final = 256 * 1024**2
 # For launches without a measured time: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
@@ -48,12 +51,28 @@ _BYTES_PER_S: Final = 1e9
 
 
 def memory_limit_bytes(settings: Settings, hardware: Hardware) -> int:
-    """Memory limit for all servers together: the user's, or a share of the machine's memory that a Mac's GPU may use."""
-    own_bytes = settings.memory_limit * _GIB
+    """Memory limit for all servers together: the user's, or else that of the place where they keep their models.
+
+    That is the graphics cards if they have memory of their own, or else a share of the machine's memory, which a Mac's GPU may limit.
+    """
+    if settings.memory_limit:
+        return int(settings.memory_limit * _GIB)
+    if cards_bytes := _cards_bytes(settings, hardware):
+        return cards_bytes
     share_bytes = hardware.memory_bytes * _MEMORY_SHARE
     if gpu_bytes := shared_limit_bytes(hardware):
         share_bytes = min(share_bytes, gpu_bytes)
-    return int(own_bytes or share_bytes or _UNKNOWN_MEMORY_BYTES)
+    return int(share_bytes or _UNKNOWN_MEMORY_BYTES)
+
+
+def _cards_bytes(settings: Settings, hardware: Hardware) -> int:
+    """What servers may take on the cards together; 0 without one, or if the user keeps a part of the weights elsewhere."""
+    # If servers need more than the cards have, --fit moves layers of the later one to the processor, without an error.
+    weights = weights_of(settings.server_args, _ALL_LAYERS - 1)
+    if weights.where is not Where.DEVICE:
+        return 0
+    empty = [replace(card, free_bytes=card.total_bytes) for card in cards(hardware)]
+    return room_bytes(empty, weights) or 0
 
 
 def footprint(
@@ -365,4 +384,5 @@ class Backoff:
 
 
 def _backoff_s(times: int) -> float:
-    return 0.0 if times == 1 else min(_BACKOFF_S * 2.0 ** (times - 2), _MOST_BACKOFF_S)
+    # A row is as long as its failures come: 2.0 ** 1024 is no number any more.
+    return 0.0 if times == 1 else min(_BACKOFF_S * 2.0 ** min(times - 2, 30), _MOST_BACKOFF_S)

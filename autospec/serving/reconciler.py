@@ -19,7 +19,7 @@ from typing import Final
 from autospec.catalog.model import Format
 from autospec.cells import Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError, OverloadedError, SettingsError
+from autospec.errors import LaunchError, OverloadedError
 from autospec.formats import counted
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice, beyond
@@ -96,8 +96,6 @@ class Reconciler:
         registry: ModelRegistry,
         gave_up: Callable[[ServerInstance], None],
     ) -> None:
-        if not settings.queue_deadline:
-            raise SettingsError("queue_deadline must not be empty.", "Set e.g. 5m.")
         self._clock = clock = dependencies.clock
         self.demand = Demand()
         self.prompt_lengths = PromptLengths()
@@ -132,15 +130,14 @@ class Reconciler:
             if (probed := self._lend(replace(request, drafting_off=False))) is not None:
                 return probed
             raise OverloadedError(f"No server of {model} runs now.", "Try again in a moment.")
-        error, until_s = self._broken.get(model, (None, now))
-        hopeless = error is not None and now < until_s and self._needs_off(request)
+        hopeless = self._hopeless(request, now)
         # A request that is refused must not make the servers start one for it.
-        self.demand.asked(model, now, drafting_off=not hopeless and self._takes_off_server(request))
+        self.demand.asked(model, now, drafting_off=hopeless is None and self._takes_off_server(request))
         if (lease := self._lend(request)) is not None:
             self.demand.arrived(request, now)
             return lease
-        if error is not None and hopeless:
-            raise _fresh(error, until_s - now)
+        if hopeless is not None:
+            raise _fresh(*hopeless)
         waiting = WaitingRequest(request, now - request.waited_s)
         self.queue.add(waiting)
         _ = request.facts  # now that there is time, and so that its document is not held while it waits
@@ -442,9 +439,10 @@ class Reconciler:
         if lendable and not seeing:
             # This build drafts without a projector only: the server without drafting has it.
             now = self._clock()
-            if not self.demand.wants_off(request.model, now):
-                self._kicked.set()  # once, because this is also called while reconciling
-            self.demand.needs_off(request.model, now)
+            if self._hopeless(request, now) is None:
+                if not self.demand.wants_off(request.model, now):
+                    self._kicked.set()  # once, because this is also called while reconciling
+                self.demand.needs_off(request.model, now)
         return seeing
 
     def _is_planned(self, model: str) -> bool:
@@ -491,11 +489,22 @@ class Reconciler:
         self.demand.forget_off(launch.model)
         self.queue.refuse(_fresh(error, until_s - self._clock()), launch.model, only=self._needs_off)
 
+    def _hopeless(self, request: RouteRequest, now_s: float) -> tuple[LaunchError, float] | None:
+        """Why a request that needs a server without drafting is refused, and for how long: that did not start just now."""
+        error, until_s = self._broken.get(request.model, (None, now_s))
+        if error is None or now_s >= until_s or not self._needs_off(request):
+            return None
+        return error, until_s - now_s
+
     def _needs_off(self, request: RouteRequest) -> bool:
-        """True if only a server without drafting could answer: the client asks for it, or no other one runs or starts."""
+        """True if only a server without drafting could answer: the client asks for it, or no other one runs, starts or sees."""
         if self._takes_off_server(request):
             return True
-        return not any(launch.state.live for launch in self.pool.of(request.model))
+        sees = request.images and self.options.takes_images(request.model)
+        return not any(
+            launch.state.live and not (sees and _drafts_blindly(launch))
+            for launch in self.pool.of(request.model)
+        )
 
     def _takes_off_server(self, request: RouteRequest) -> bool:
         """True if the client asks for no drafting, and the backend cannot leave it out for one request."""
@@ -513,6 +522,11 @@ class Reconciler:
     def _changed(self) -> None:
         self._plan_is_old = True
         self._kicked.set()
+
+
+def _drafts_blindly(launch: ServerInstance) -> bool:
+    """True if a server drafts without a projector. One that starts may turn out to have it."""
+    return launch.state is InstanceState.READY and not (launch.takes_images or launch.drafting.is_off)
 
 
 def _fresh(error: LaunchError, retry_after_s: float) -> LaunchError:

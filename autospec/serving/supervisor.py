@@ -414,7 +414,13 @@ class Supervisor:
         """Mark the recommendations of a drafting that does not start, unless its build or file was replaced meanwhile."""
         async with self._looking:
             await self._look()
-            await self._learn()
+            try:
+                await self._learn()
+            except (
+                AutospecError
+            ) as error:  # what is known already names the drafting, which is given up in any case
+                self._newest = -1  # the poll tries again
+                _log.warning("%s", error)
         reconciler, name, drafting = self._reconciler, launch.model, launch.drafting
         if not reconciler.options.registry.has(name):
             return

@@ -269,6 +269,9 @@ class PairedRunner:
             if not go_on:
                 self._launches.expire()
             self._renew(open_tasks, block)
+            if block.phase is Phase.PROVE and len(open_tasks) % 2 == 0:
+                # Rounds with an even number of pairs would ask each type's only prompt in the same order for ever.
+                self._turn += 1
             yield from self._with_repeats(open_tasks, block, repeats)
 
     def _with_repeats(self, tasks: Sequence[Task], block: _Block, repeats: int) -> Iterator[Measured]:

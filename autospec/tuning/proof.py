@@ -29,6 +29,7 @@ from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Decision, Rule, decide, refused
+from autospec.predict.predictor import predictable
 from autospec.recommendations import Recommendation, Verdict
 from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
@@ -147,7 +148,7 @@ class Proof:
             cell.stands = stored(cell)
         self._prove(rivals)
         for cell in rivals:
-            self._end_contest(cell)
+            self._end_contest(cell, stored)
 
     def expected_s(self) -> float:
         """Expected seconds until the winners are decided, as far as the time of requests is known."""
@@ -198,7 +199,7 @@ class Proof:
             )
             unasked = min(unasked, large)
         record_s = 0.0
-        if self._predictions is not None and cell.cell.aim is Aim.SPEED and rounds < unasked:
+        if self._predicts(cell) and rounds < unasked:
             left = len(cell.prove_prompts) - (cell.rounds + rounds) * per_round
             request_s = self._context.pairing.pace.request_s(cell.cell.key, OFF)
             predicting_s = self._predicting_s(cell, left, request_s)
@@ -312,14 +313,19 @@ class Proof:
         enabled = cell.decided and cell.enabled and cell.stands is None
         first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
         key = cell.cell.key
-        if not (enabled and first) or self._predictions is None or cell.cell.aim is Aim.ENERGY:
+        predictions = self._predictions
+        if not (enabled and first and predictable(cell.runner_up) and self._predicts(cell)):
             return False
+        assert predictions is not None
         if pairing.gave_up(key, cell.runner_up) or pairing.failing(key, cell.runner_up) - pairing.failing(
             key, OFF
         ):
             return False
         round_s = pairing.expected_s(self._tasks(cell, 1), cell.runner_up)
-        reading_s = self._reading_s(cell, cell.runner_up, pairing.pace.request_s(key, OFF))
+        request_s = pairing.pace.request_s(key, OFF)
+        reading_s = self._reading_s(cell, cell.runner_up, request_s)
+        if not predictions.known(cell):  # the winner's draft has not read these answers either
+            reading_s += self._reading_s(cell, cell.winner, request_s)
         if not budget.allows(reading_s + round_s):
             return False
 
@@ -327,7 +333,7 @@ class Proof:
             return [p for phase in (Phase.SEARCH, Phase.PROVE) for p in pairing.known(key, drafting, phase)]
 
         try:
-            ahead = self._predictions.ahead(cell, pairs_of)
+            ahead = predictions.ahead(cell, pairs_of)
         except BackendError as error:
             self._context.progress.tell(
                 f"{cell.prompt_type}: {cell.runner_up.label} is not proved. {error.message}"
@@ -346,13 +352,13 @@ class Proof:
         )
         return True
 
-    def _end_contest(self, cell: CellRun) -> None:
-        """Keep the faster of two draftings, of which the first is enabled."""
-        first, second = cell.other, cell.decision
+    def _end_contest(self, cell: CellRun, stored: Callable[[CellRun], Recommendation | None]) -> None:
+        """Continue with the drafting that is served: the first one, unless a better proof of the other was stored."""
+        first, second, served = cell.other, cell.decision, stored(cell)
         if cell.pending and second is not None:
             self._end(cell, second)
-        enabled = cell.decided and cell.enabled
-        if first is not None and (not enabled or _mean(second) <= _mean(first.decision)):
+            served = stored(cell)
+        if first is not None and (served is None or served.drafting != cell.winner):
             cell.turn_to(first.drafting, decision=first.decision, rounds=first.rounds)
         cell.stands = None
 
@@ -406,7 +412,8 @@ class Proof:
     def _give_up(self, cells: Iterable[CellRun], drafting: Drafting, error: BackendError) -> None:
         for cell in cells:
             self._failed.add((cell.cell.key, drafting))
-            if not (cell.trial_values or cell.rounds):
+            # A runner-up that fails says nothing of the winner, which goes on.
+            if not (cell.trial_values or cell.rounds or cell.other):
                 cell.reopen(error)
 
     def _refuse(self, cell: CellRun) -> None:
@@ -503,7 +510,7 @@ class Proof:
     ) -> Mapping[str, float]:
         """Predictions for the proof's prompts; missing ones are recorded if that spares a round and there is time."""
         predictions = self._predictions
-        if predictions is None or cell.cell.aim is Aim.ENERGY:  # they are of times
+        if predictions is None or not self._predicts(cell):
             return {}
         if known := predictions.known(cell):
             return known
@@ -552,6 +559,10 @@ class Proof:
             if plan.todo and plan.worth > than and fits:
                 chosen.append(plan)
         return chosen
+
+    def _predicts(self, cell: CellRun) -> bool:
+        """Whether the winner's gain on the proof's prompts can be predicted. Predictions are of times, not of energy."""
+        return self._predictions is not None and cell.cell.aim is Aim.SPEED and predictable(cell.winner)
 
     def _predicting_s(self, cell: CellRun, missing: int, request_s: float) -> float:
         """Expected seconds to record `missing` prompts, and to read all answers with the winner's draft."""

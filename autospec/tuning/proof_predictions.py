@@ -40,8 +40,13 @@ class ProofPredictions:
         self._recorded: dict[tuple[str, str], set[str]] = {}
 
     def known(self, cell: CellRun) -> dict[str, float]:
-        """Prompt id → predicted ln(drafting ÷ off), as far as it was predicted before; asks nothing."""
-        return self._found.get((cell.cell.key, cell.winner), {})
+        """Prompt id → predicted ln(drafting ÷ off), if it was predicted before; asks nothing.
+
+        All or none: every prompt must be asked or predicted. One that turns out to fail without drafting needs no prediction.
+        """
+        found = self._found.get((cell.cell.key, cell.winner), {})
+        wanted = {p.id for p in cell.prove_prompts} - self._context.pairing.failing(cell.cell.key, OFF)
+        return found if found.keys() >= wanted else {}
 
     def missing(self, cell: CellRun, pairs: Sequence[Pair]) -> list[Prompt]:
         """Prompts of a cell's proof whose answers are neither recorded nor measured; each costs a request."""
@@ -65,17 +70,14 @@ class ProofPredictions:
                 hurried=False,
             ).run()
             self._recorded.clear()
-            found = {} if predictor is None else predictor.log_ratios(*place)
-            # All or none: every prompt must be asked or predicted.
-            wanted = {p.id for p in cell.prove_prompts} - self._context.pairing.failing(cell.cell.key, OFF)
-            self._found[place] = found if found.keys() >= wanted else {}
-        return self._found[place]
+            self._found[place] = {} if predictor is None else predictor.log_ratios(*place)
+        return self.known(cell)
 
     def ahead(self, cell: CellRun, pairs_of: Callable[[Drafting], Sequence[Pair]]) -> float | None:
         """Expected ln(runner-up ÷ winner), mean over all prompts whose answers are recorded; ``None`` if it is unknown.
 
-        Nothing is recorded for it, but a draft that has not read these answers reads them. `pairs_of` returns a drafting's counted
-        pairs, which correct its costs.
+        Both must be `predictable`. Nothing is recorded for it, but a draft that has not read these answers reads them. `pairs_of`
+        returns a drafting's counted pairs, which correct its costs.
 
         Raises:
             BackendError: A server failed.

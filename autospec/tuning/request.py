@@ -16,7 +16,7 @@ from autospec.catalog.scan import Catalog, scan
 from autospec.cells import Aim, Hardware, PromptType
 from autospec.drafting import Engine
 from autospec.errors import UsageError
-from autospec.hardware.gpu import shared_limit_bytes
+from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 from autospec.measure.verdict import METHOD
 from autospec.prompts.suite import Suite, load_suite
 from autospec.settings import Settings, parse_duration
@@ -134,7 +134,7 @@ def judged_drafts(request: TuneRequest, hardware: Hardware) -> list[Candidate]:
     return candidates(
         request.model,
         () if request.drafts else request.models,
-        memory_bytes=hardware.memory_bytes,
+        memory_bytes=model_memory_bytes(hardware),
         gpu_limit_bytes=shared_limit_bytes(hardware),
         context_tokens=request.context(),
         extra=request.drafts,

@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# lmstudio-bug-tracker 1519: LM Studio 0.4 while it may answer several requests at once.
+BATCHED = (
+    "Failed to load draft model. SpeculativeDecodingNotSupportedError: Speculative decoding is not supported for "
+    "batched MLX models."
+)
 # https://lmstudio.ai/docs/developer/rest/endpoints
 LM_STUDIO = {
     "/api/v0/models": {
@@ -119,7 +124,7 @@ class FakeAttached(ThreadingHTTPServer):
         bodies: Requests that came, with their path and key.
         erased: The models whose slots were emptied.
         looked: Paths that were read.
-        faults: ``dead-draft``: takes the field and drafts nothing; ``drafts-always``; ``refuses``.
+        faults: ``dead-draft``: takes the field and drafts nothing; ``drafts-always``; ``refuses``; ``batches``: refuses drafts.
     """
 
     daemon_threads = True
@@ -167,6 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.bodies.append((self.path, self.headers.get("authorization"), body))
         if "refuses" in self.server.faults:
             self._send(400, "application/json", b'{"error": {"message": "the model is not loaded"}}')
+        elif "batches" in self.server.faults and "draft_model" in body:
+            self._send(400, "application/json", json.dumps({"error": BATCHED}).encode())
         elif body.get("stream"):
             self._stream(body)
         else:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from autospec.backends.attached.backend import KEY_VARIABLE, Attached
-from autospec.backends.attached.kinds import find_out
+from autospec.backends.attached.kinds import FoundServer, ServerKind, find_out, model_name
 from autospec.backends.process import free_port
 from autospec.backends.protocol import LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
@@ -95,6 +95,101 @@ def test_a_model_that_it_does_not_list(stand_in):
     """Named, with those that it lists."""
     with pytest.raises(UnsupportedError, match=r"does not list Llama\.gguf; it lists qwen2\.5-7b"):
         Attached(stand_in(LM_STUDIO).url).command("/m/Llama.gguf", OFF, NOTHING)
+
+
+LMS = "/Users/ana/.lmstudio/models"
+Q4 = "Qwen3-4B-Instruct-2507-Q4_K_M.gguf"
+DEVSTRAL = "Devstral-Small-2-24B-Instruct-2512"
+HUB = "/home/ana/.cache/huggingface/hub"
+
+
+@pytest.mark.parametrize(
+    ("path", "listed", "name"),
+    [
+        # The date, and what says nothing of the model.
+        (f"/m/{Q4}", ("qwen/qwen3-4b", "qwen/qwen3-4b-2507"), "qwen/qwen3-4b-2507"),
+        (f"/m/{Q4}", ("qwen/qwen3-4b-2507",), "qwen/qwen3-4b-2507"),
+        (f"/m/{Q4}", ("qwen/qwen3-4b", "qwen/qwen3-4b-thinking-2507"), None),
+        (f"/m/{Q4}", ("qwen/qwen3-4b",), None),
+        ("/m/Qwen_Qwen3-4B-Instruct-2507-Q4_K_M.gguf", ("qwen/qwen3-4b-2507",), "qwen/qwen3-4b-2507"),
+        (f"{LMS}/c/Qwen3-30B-A3B-Instruct-2507-MLX-4bit", ("qwen/qwen3-30b-a3b-2507",), "qwen/qwen3-30b-a3b-2507"),
+        ("/m/Qwen3-30B-A3B-UD-IQ3_XXS-00001-of-00003.gguf", ("qwen/qwen3-30b-a3b",), "qwen/qwen3-30b-a3b"),
+        ("/m/gemma-3-12b-it-qat-4bit", ("google/gemma-3-4b", "google/gemma-3-12b"), "google/gemma-3-12b"),
+        ("/m/Llama-3.2-3B-Instruct.Q8_0.gguf", ("llama3.2:3b", "llama3.2:1b"), "llama3.2:3b"),
+        ("/m/gpt-oss-20b-MXFP4.gguf", ("openai/gpt-oss-20b", "openai/gpt-oss-120b"), "openai/gpt-oss-20b"),
+        (f"{HUB}/models--mlx-community--Qwen3-8B-4bit/snapshots/0a1b", ("qwen3-8b", "qwen3-4b"), "qwen3-8b"),
+        # A size that the name leaves out.
+        (f"/m/{DEVSTRAL}-Q8_0.gguf", ("mistralai/devstral-small-2-2512",), "mistralai/devstral-small-2-2512"),
+        (f"/m/{DEVSTRAL}-Q8_0.gguf", ("mistralai/devstral-small-2507",), None),
+        ("/m/Qwen3-4B-Q8_0.gguf", ("qwen3-8b",), None),
+        # Variants are other models.
+        ("/m/Qwen3-4B-Thinking-Q8_0.gguf", ("qwen/qwen3-4b",), None),
+        ("/m/phi-4-mini-instruct-Q8_0.gguf", ("phi-4",), None),
+        ("/m/Llama-3.1-8B-Q8_0.gguf", ("llama-3-8b",), None),
+        ("/m/Qwen3-Coder-30B-A3B-Instruct-Q8_0.gguf", ("qwen/qwen3-coder-30b",), "qwen/qwen3-coder-30b"),
+        # What the name has and the file has not.
+        ("/m/Qwen2.5-7B-Q8_0.gguf", ("qwen2.5-7b-instruct",), None),
+        ("/m/Qwen2.5-7B-Instruct-Q8_0.gguf", ("qwen2.5-7b", "qwen2.5-7b-instruct"), "qwen2.5-7b-instruct"),
+        ("/m/gemma-3-4b-it-qat-Q4_0.gguf", ("google/gemma-3-4b", "gemma-3-4b-qat"), "gemma-3-4b-qat"),
+        ("/m/Qwen3-8B-Q4_K_M.gguf", ("qwen/qwen3-8b@q8_0",), None),
+        ("/m/Qwen3-8B-Q4_K_S.gguf", ("qwen3-8b@q4_k_m",), None),
+        ("/m/Qwen3-8B-Q4_K_M.gguf", ("qwen3-8b@q8_0", "qwen3-8b@q4_k_m"), "qwen3-8b@q4_k_m"),
+        ("/m/Qwen3-8B-Q4_K_M.gguf", ("qwen3-8b@q4_k_m", "qwen3-8b"), "qwen3-8b@q4_k_m"),
+        # LM Studio's own folder: it lists the model under some name.
+        (f"{LMS}/c/r/Mistral-Small-3.2-24B-Instruct-2506-Q4_K_M.gguf", ("mistralai/mistral-small-3.2",), "mistralai/mistral-small-3.2"),
+        ("/m/Mistral-Small-3.2-24B-Instruct-2506-Q4_K_M.gguf", ("mistralai/mistral-small-3.2",), None),
+        ("/home/ana/.cache/lm-studio/models/c/r/Magistral-Small-2509-Q8_0.gguf", ("magistral-small",), "magistral-small"),
+        # A file that its folder names, and names of two publishers.
+        ("/m/Qwen3-8B-GGUF/model.gguf", ("qwen/qwen3-8b",), "qwen/qwen3-8b"),
+        ("/m/Qwen3-8B-Thinking-GGUF/model.gguf", ("qwen/qwen3-8b",), None),
+        (f"{LMS}/unsloth/Qwen3-8B-GGUF/Qwen3-8B-Q8_0.gguf", ("qwen/qwen3-8b", "unsloth/qwen3-8b"), "unsloth/qwen3-8b"),
+        ("/m/Qwen3-8B-Q8_0.gguf", ("lm-studio/qwen3-8b", "unsloth/qwen3-8b"), None),
+        ("/m/Qwen3-8B-Q8_0.gguf", ("\u6a21\u578b",), None),
+        # Its own words come first.
+        ("/m/a-8b.gguf", ("a-8b", "a-8b.gguf", "/m/a-8b.gguf", "b"), "/m/a-8b.gguf"),
+    ],
+)  # fmt: skip
+def test_the_servers_name_for_a_file(path, listed, name):
+    """The one name that means this model, or none: other dates, sizes and variants are other models."""
+    found = FoundServer(ServerKind.LM_STUDIO, models=listed)
+    if name is not None:
+        assert model_name(path, found) == name
+        return
+    with pytest.raises(UnsupportedError, match="does not list"):
+        model_name(path, found)
+
+
+def _entries(pages: dict, **of_another) -> dict:
+    """The answer with a loaded model for embeddings, and `of_another` in each language model."""
+    (route, page), *_ = pages.items()
+    ((key, models),) = [(key, value) for key, value in page.items() if isinstance(value, list)]
+    changed = [
+        {**e, **of_another}
+        if e["type"] == "llm"
+        else {**e, "state": "loaded", "compatibility_type": "gguf", "loaded_instances": [{"id": "nomic"}]}
+        for e in models
+    ]
+    return {**pages, route: {**page, key: changed}}
+
+
+@pytest.mark.parametrize("pages", [LM_STUDIO, LM_STUDIO_V1])
+@pytest.mark.parametrize(("kind", "only"), [("mlx", (2, None)), ("gguf", (16, 0.75))])
+def test_a_loaded_model_for_embeddings_says_nothing_of_drafting(pages, kind, only):
+    """LM Studio brings one, which is a GGUF file; an MLX model beside it drafts as MLX does."""
+    found = find_out(_entries(pages, compatibility_type=kind, format=kind).get)
+    assert found.kind is ServerKind.LM_STUDIO
+    assert found.only == only
+
+
+def test_lm_studio_does_not_draft_while_it_batches(stand_in):
+    """lmstudio-bug-tracker 1519: a fault of its settings, which the hint names, and no launch to be repeated."""
+    attached = Attached(stand_in(LM_STUDIO, "batches").url)
+    off = attached.launch(MAIN, OFF, NOTHING)
+    with pytest.raises(SpeculationInactiveError, match="LM Studio cannot draft with draft-model") as caught:
+        off.with_drafting(LM_DRAFT)
+    assert caught.value.hint == (
+        "In LM Studio set the model's number of concurrent predictions to 1 and load it again."
+    )
 
 
 def test_mlx_omni_server(stand_in):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autospec.backends.binaries import _check_output, facts_of, first_look, probe, version_name
+from autospec.backends.binaries import _check_output, _files, facts_of, first_look, probe, version_name
 from autospec.errors import BackendMissingError
 from tests.backends.conftest import FAKE, HELP
 
@@ -96,6 +96,61 @@ def test_homebrews_kernels_count(tmp_path, state_dir, library):
         opt.symlink_to(cellar / "ggml" / version)
         prints.append(probe(link, state_dir).build.fingerprint)
     assert prints[0] != prints[1]
+
+
+def _put(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(str(file).encode())
+
+
+DEBIAN = "lib/x86_64-linux-gnu"
+
+
+@pytest.mark.parametrize(
+    "libraries",
+    [
+        (
+            f"{DEBIAN}/libggml.so.0",
+            f"{DEBIAN}/llama/libllama.so.0",
+            f"{DEBIAN}/ggml/backends0/libggml-cuda.so",
+        ),
+        ("lib/libllama.so", "lib/libggml-base.so", "lib/ggml/libggml-cuda.so"),
+        ("lib64/libllama.so.0", "lib64/libmtmd.so.0", "lib64/ggml/libggml-vulkan.so"),
+    ],
+    ids=["Debian", "Arch", "Fedora"],
+)
+def test_the_libraries_of_distributions_count(tmp_path, libraries):
+    """`apt upgrade` may change a backend alone."""
+    program = tmp_path / "usr" / "bin" / "llama-server"
+    files = [tmp_path / "usr" / name for name in libraries]
+    others = ("lib/ggml/notes.txt", f"{DEBIAN}/libssl.so.3", f"{DEBIAN}/ggml/backends0/libother.so")
+    _put(program, *files, *(tmp_path / "usr" / name for name in others))
+    assert _files(program) == (program, *sorted(files))
+
+
+@pytest.mark.parametrize(
+    ("program", "libraries", "elsewhere"),
+    [
+        # A release's archive or a build folder; other builds' libraries may be near.
+        ("b/bin/llama-server", ["b/bin/libllama.so", "b/bin/libggml-cuda.so"], ["b/lib64/libllama.so", "b/lib/ggml/libggml-cuda.so"]),
+        ("b/bin/llama-server", ["b/bin/libllama.so", "b/lib/libggml.so"], [f"b/{DEBIAN}/libllama.so"]),
+        # `cmake --install`.
+        ("usr/local/bin/llama-server", ["usr/local/lib/libllama.so.0", "usr/local/lib/libggml-cpu.so"], ["usr/local/lib64/libllama.so.0"]),
+        # No libraries: a static build.
+        ("opt/llama-server", [], ["lib64/libllama.so", "opt/lib64/libllama.so"]),
+        (
+            "brew/Cellar/llama.cpp/8770/bin/llama-server",
+            ["brew/Cellar/llama.cpp/8770/lib/libllama.dylib", "brew/opt/ggml/lib/libggml.dylib", "brew/opt/ggml/libexec/libggml-metal.so"],
+            ["brew/Cellar/llama.cpp/8770/lib/ggml/libggml-x.so", "brew/Cellar/llama.cpp/8770/lib64/libllama.so"],
+        ),
+    ],
+    ids=["archive", "build", "installed", "static", "Homebrew"],
+)  # fmt: skip
+def test_other_builds_keep_their_fingerprint(tmp_path, program, libraries, elsewhere):
+    """What was found before distributions' folders were known: a stored recommendation stays right."""
+    _put(*(tmp_path / name for name in (program, *libraries, *elsewhere)))
+    assert _files(tmp_path / program) == (tmp_path / program, *sorted(tmp_path / n for n in libraries))
 
 
 # stderr of a Metal build on an M4 Pro, then what --version prints.

@@ -23,6 +23,7 @@ from autospec.backends.process import ServerProcess, free_port
 from autospec.backends.protocol import Cycle, LaunchSettings, Request, Watched
 from autospec.backends.registry import InProcess
 from autospec.backends.streamed import StreamedClient
+from autospec.cells import Build
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
     BackendMissingError,
@@ -105,6 +106,23 @@ def test_not_installed(tmp_path, monkeypatch):
     with pytest.raises(BackendMissingError, match="no-such-package is not installed") as caught:
         Mlx(tmp_path).capabilities()
     assert caught.value.hint == install_line("mlx")
+
+
+def test_an_old_package_is_told_as_that(tmp_path, monkeypatch):
+    """Before 0.31 the server has no size for its prompt cache: a launch would end with argparse's status 2."""
+    told = {"options": {"--model": True}, "tells_drafts": True, "cache_matches_key": False}
+    monkeypatch.setattr(mlx_package, "_build", lambda: Build("mlx", "mlx-lm-0.30.7", "0123456789abcdef"))
+    monkeypatch.setattr(mlx_package, "ask_child", lambda *_, **__: told)
+    for _ in range(2):  # the second time from what was remembered
+        with pytest.raises(
+            BackendMissingError, match=r"mlx-lm-0\.30\.7 has no --prompt-cache-size"
+        ) as caught:
+            Mlx(tmp_path).capabilities()
+        assert caught.value.hint == install_line("mlx")
+    assert (tmp_path / "mlx.json").is_file()
+    told["options"]["--prompt-cache-size"] = True
+    (tmp_path / "mlx.json").unlink()
+    assert Mlx(tmp_path).capabilities().drafts_uncached
 
 
 def test_the_number_of_tokens_goes_with_the_request(off, drafted, lab_models):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from autospec.backends import binaries
 from autospec.backends.placement import Weights, Where, parse_device_list, room_bytes, weights_of
+from autospec.hardware import gpu
 
 MIB = 1024**2
 
@@ -160,6 +164,17 @@ def test_whose_memory_a_device_has(text, expected):
     found = parse_device_list(text)
     assert found is not None
     assert [(d.name, d.total_bytes // MIB, d.unified) for d in found] == expected
+
+
+def test_a_card_with_the_name_of_graphics_in_the_processor(monkeypatch):
+    """ROCm names an MI50 like this. Where a server of this machine lists it, the kernel knows better."""
+    text = "Available devices:\n  ROCm0: AMD Radeon Graphics (32752 MiB, 32732 MiB free)\n"
+    monkeypatch.setattr(binaries, "_output", lambda *_: text)
+    for only_cards in (True, False):
+        monkeypatch.setattr(gpu, "_has_only_cards", lambda _root, only_cards=only_cards: only_cards)
+        found = binaries.list_devices(Path("llama-server"))
+        assert found is not None
+        assert [d.unified for d in found] == [not only_cards]
 
 
 def test_of_two_views_of_one_chip_the_first_counts():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -102,6 +103,19 @@ def test_a_program_that_is_not_there(state_dir):
     with pytest.raises(LaunchError, match="/no/such/server could not be started: No such file") as caught:
         ServerProcess.start(("/no/such/server",), state_dir)
     assert caught.value.permanent
+    assert not list(state_dir.glob("launches/*.json"))
+
+
+@pytest.mark.parametrize("fails", ["open_private_log", "subprocess.Popen"])
+def test_a_guard_that_cannot_be_started_leaves_no_record(state_dir, monkeypatch, fails):
+    """Without a free file descriptor each attempt left one, and its owner lived on."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(f"autospec.backends.process.{fails}", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        ServerProcess.start(("echo", "hello"), state_dir)
     assert not list(state_dir.glob("launches/*.json"))
 
 

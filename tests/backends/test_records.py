@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from autospec.backends.process import ServerProcess
-from autospec.backends.records import MARK, LaunchRecord, log_path, new_launch_id, sweep_orphans
+from autospec.backends.records import MARK, LaunchRecord, log_path, new_launch_id, prune_logs, sweep_orphans
 from autospec.hardware.processes import ProcessRef
 from tests.backends.waiting import gone
 
@@ -120,13 +120,27 @@ def test_an_empty_state_folder(state_dir):
 
 
 def test_old_logs_are_pruned(state_dir):
-    """The newest stay."""
+    """The newest stay, and that of a launch that runs."""
     (state_dir / "launches").mkdir(parents=True)
     logs = [log_path(state_dir, f"20261123T0000{i:02}Z-0") for i in range(60)]
     for log in logs:
         log.touch()
-    sweep_orphans(state_dir)
-    assert [log.exists() for log in logs] == [False] * 10 + [True] * 50
+    record(state_dir, launch_id="20261123T000000Z-0")
+    prune_logs(state_dir)
+    assert [log.exists() for log in logs] == [True] + [False] * 9 + [True] * 50
+
+
+def test_logs_that_cannot_be_pruned_are_no_error(state_dir, monkeypatch):
+    """They would keep every server from starting."""
+    (state_dir / "launches").mkdir(parents=True)
+    for i in range(60):
+        log_path(state_dir, f"20261123T0000{i:02}Z-0").touch()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(state_dir), "unlink", refuse)
+    prune_logs(state_dir)
 
 
 def test_launch_ids_never_repeat():

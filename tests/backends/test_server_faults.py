@@ -323,6 +323,15 @@ def test_text_is_everything_but_random_ids():
     assert read_completion(answer, 1.0, tells_drafts=False).still_reasoning
 
 
+def test_each_launch_prunes_the_logs(launched, state_dir):
+    """Only a process's first one did, so a model that a proxy tried each minute left 1440 logs a day."""
+    launched()
+    for i in range(60):
+        (state_dir / "launches" / f"20200101T0000{i:02}Z-0.log").touch()
+    launched()
+    assert len(list(state_dir.glob("launches/*.log"))) == 51  # fifty, and the new one
+
+
 def test_a_failed_launch_leaves_no_record(fake, children, state_dir):
     """Only the log stays, for reading."""
     with pytest.raises(LaunchError):

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from autospec.catalog.gguf import read_gguf
+from autospec.catalog.gguf import _OF_OTHER_MEDIA, read_gguf
 from autospec.catalog.model import Model
 from autospec.errors import ModelFileError
 from tests.catalog.making import TOKENS, make_model, write_gguf
@@ -325,6 +325,25 @@ class TestDraftHeads:
         assert model.head is not None
         assert model.head.hidden_size == 32
 
+    @pytest.mark.parametrize(
+        ("architecture", "heads", "n_max"), [("step35", 3, 3), ("qwen35", 1, 0), ("gemma4-assistant", 4, 0)]
+    )
+    def test_chained_heads_limit_the_proposals(
+        self, tmp_path: Path, architecture: str, heads: int, n_max: int
+    ) -> None:
+        """llama.cpp cuts n_max to the number of heads where it chains them; an assistant's layers are one head."""
+        tensors = [f"blk.{9 - i}.nextn.eh_proj.weight" for i in range(heads)]
+        keys = {
+            f"{architecture}.nextn_predict_layers": np.uint32(heads),
+            f"{architecture}.block_count": np.uint32(10),
+        }
+        arrays = {name: np.ones((32, 32), np.float16) for name in tensors}
+        model = read_gguf(
+            write_gguf(tmp_path / "mtp.gguf", architecture=architecture, keys=keys, tensors=arrays)
+        )
+        assert model.head is not None
+        assert (model.head.kind, model.head.n_max) == ("mtp", n_max)
+
     def test_model_with_mtp_layers(self, tmp_path: Path) -> None:
         """A whole model with an MTP layer is a main model; the layer costs nothing in plain decoding."""
         names = [
@@ -366,6 +385,29 @@ def test_role(tmp_path: Path, architecture: str, keys: dict[str, object], role: 
 def test_image_model_is_no_language_model(tmp_path: Path) -> None:
     """A GGUF without a vocabulary, of an architecture that llama.cpp has not, is something else."""
     assert read_gguf(write_gguf(tmp_path / "m.gguf", architecture="flux", tokens=None)).role == "other"
+
+
+@pytest.mark.parametrize(
+    "name", ["v.patch_embd.weight", "mm.input_projection.weight", "a.blk.0.attn_q.weight"]
+)
+@pytest.mark.parametrize(("architecture", "role"), [("gemma3", "combined"), ("clip", "projector")])
+def test_image_and_text_in_one_file(tmp_path: Path, name: str, architecture: str, role: str) -> None:
+    """Ollama's own vision models: llama.cpp ends with "wrong number of tensors". A projector alone is one."""
+    arrays = {n: np.ones((32, 32), np.float16) for n in ("token_embd.weight", "blk.0.attn_q.weight", name)}
+    path = write_gguf(tmp_path / "m.gguf", architecture=architecture, tensors=arrays)
+    assert read_gguf(path).role == role
+
+
+def test_no_language_model_of_llama_cpp_has_tensors_of_images() -> None:
+    """By the names that the package `gguf` has for every architecture; ``mmproj`` is the projector's."""
+    names = {
+        gguf.TENSOR_NAMES[tensor]
+        for architecture, tensors in gguf.MODEL_TENSORS.items()
+        if architecture is not gguf.MODEL_ARCH.MMPROJ
+        for tensor in tensors
+    }
+    assert "blk.{bid}.attn_q" in names
+    assert not [name for name in names if name.startswith(_OF_OTHER_MEDIA)]
 
 
 def test_vocabulary_without_weights(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from autospec.catalog import mlx as mlx_folder
 from autospec.catalog.candidates import candidates
 from autospec.catalog.folders import printable
 from autospec.catalog.scan import Catalog
+from autospec.errors import ModelChoiceError
 from tests.catalog.making import write_gguf, write_mlx
 
 Look = Callable[..., Catalog]
@@ -170,10 +172,12 @@ class TestLayouts:
 class TestOllama:
     """Manifests name the blob that holds the weights."""
 
-    def _add(self, home: Path, where: str, seed: int = 0, **changes: object) -> Path:
+    def _add(
+        self, home: Path, where: str, seed: int = 0, write: dict[str, Any] | None = None, **changes: object
+    ) -> Path:
         root = home / ".ollama" / "models"
         (root / "blobs").mkdir(parents=True, exist_ok=True)
-        path = write_gguf(root / "blobs" / "new", seed=seed)
+        path = write_gguf(root / "blobs" / "new", seed=seed, **(write or {}))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         blob = path.rename(root / "blobs" / f"sha256-{digest}")
         manifest = root / "manifests" / where
@@ -251,6 +255,26 @@ class TestOllama:
         draft.path.unlink()
         assert names(look()) == ["gem:4b"]
         assert ["gem:4b-draft is incomplete" in w for w in look().warnings] == [True]
+
+    def test_its_own_vision_models_are_left_out(self, look: Look, home: Path) -> None:
+        """Image and text in one blob: neither a model nor a draft, and who names it is told why."""
+        self._add(home, "registry.ollama.ai/library/good/1b")
+        names_of = ("token_embd.weight", "blk.0.attn_q.weight", "v.patch_embd.weight")
+        tensors = {name: np.ones((32, 32), np.float16) for name in names_of}
+        self._add(
+            home,
+            "registry.ollama.ai/library/gemma3/4b",
+            1,
+            write={"architecture": "gemma3", "tensors": tensors},
+        )
+        catalog = look()
+        assert (names(catalog), catalog.warnings) == (["good:1b"], ())
+        for _ in range(2):  # the second time from the cache
+            with pytest.raises(
+                ModelChoiceError, match=r"^gemma3:4b holds image and text in one file"
+            ) as caught:
+                look().find("gemma3:4b")
+            assert "which only Ollama runs" in str(caught.value)
 
     def test_deep_manifest(self, look: Look, home: Path) -> None:
         """Brackets without end are a manifest that makes no sense."""

@@ -51,6 +51,11 @@ class TestEstimate:
         assert "verdict" not in result.stdout.casefold()
         assert "This is an estimate." in result.stderr
 
+    def test_a_draft_may_be_on_a_card(self, run, two_models: Path, monkeypatch) -> None:
+        """What a card has is room for models, too."""
+        monkeypatch.setattr("autospec.hardware.gpu.model_memory_bytes", lambda _hardware: 1_000_000)
+        assert "Tiny-Draft" not in run("estimate", "--model", "tiny-main").stdout
+
     def test_json(self, run, two_models: Path) -> None:
         """One document: the machine's figures, the parts of what a token reads, each draft's break-even."""
         result = run("estimate", "-m", "Tiny-Main-F16", "--depth", "256", "--json")

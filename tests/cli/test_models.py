@@ -12,10 +12,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from autospec.catalog.scan import scan
+from autospec.cells import Hardware
+from autospec.cli.bench import _best_draft
 from autospec.cli.drafts import command as drafts
 from autospec.cli.models import command as models
 from autospec.cli.tune import command as tune
+from autospec.hardware import gpu
+from autospec.prompts.suite import load_suite
+from autospec.settings import load_settings
+from autospec.tuning.definition import load_definition
+from autospec.tuning.request import TuneRequest, judged_drafts
 from tests.catalog.making import write_gguf
+from tests.hardware.fake_gpus import Card, FakeNvml
 
 
 @pytest.fixture
@@ -28,6 +37,25 @@ def run(tmp_path: Path, own_models: Path, monkeypatch: pytest.MonkeyPatch):
         return CliRunner().invoke(command, args)
 
     return run
+
+
+@pytest.mark.parametrize(("library", "fitting"), [(FakeNvml(Card()), 1), (None, 0)])
+def test_a_draft_fits_into_the_memory_of_a_card(run, two_models: Path, monkeypatch, library, fitting) -> None:
+    """Beside a card that is larger than the system's memory every draft was refused."""
+    here = Hardware("id", "chip", 1_000_000, 8, "linux 6.8", "NVIDIA GeForce RTX 4090")
+    monkeypatch.setattr("autospec.hardware.identify", lambda: here)
+    monkeypatch.setattr(gpu.nvidia, "library", lambda: library)
+    monkeypatch.setattr(gpu.amd, "library", lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    shown = {m["name"]: m["fitting_drafts"] for m in json.loads(run(models, "--json").stdout)["models"]}
+    assert shown["Tiny-Main-F16"] == fitting
+    judged = json.loads(run(drafts, "--model", "tiny-main", "--json").stdout)["drafts"]
+    assert [d["fits"] for d in judged if d["name"] == "Tiny-Draft-F16"] == [bool(fitting)]
+    catalog = scan(load_settings())
+    main = catalog.find("tiny-main")
+    assert (_best_draft(catalog, main, here, 1024) is not None) is bool(fitting)
+    request = TuneRequest(main, catalog.models, load_definition("quick"), load_suite(), "sqlite://")
+    assert sum(c.fits for c in judged_drafts(request, here)) == fitting
 
 
 class TestModels:

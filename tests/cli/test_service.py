@@ -170,7 +170,20 @@ def test_status_shows_the_folders_of_the_service(linux, monkeypatch):
     monkeypatch.setenv("HF_HOME", "/elsewhere")
     other = run("status").stdout
     assert "  HF_HOME=/data/hf\n" in other
-    assert "This shell names other folders than the service has" in other
+    assert "This shell names other folders or GPUs than the service has" in other
+
+
+def test_status_names_other_gpus_than_those_of_the_service(linux, monkeypatch):
+    """A tune in this shell is for another GPU than the service's servers use."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    run("install")
+    same = run("status").stdout
+    assert "  CUDA_VISIBLE_DEVICES=1\n" in same
+    assert "GPUs than the service" not in same
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    other = run("status").stdout
+    assert "  CUDA_VISIBLE_DEVICES=1\n" in other
+    assert "other folders or GPUs than the service has" in other
 
 
 def test_status_as_json(linux):

@@ -42,6 +42,21 @@ def test_a_crashed_proxy_is_started_again_after_longer_and_longer_pauses(tmp_pat
     proxy.stop()
 
 
+def test_a_proxy_that_crashes_for_days_is_started_again_every_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Somebody else has its port: after 17 hours, 1025 crashes, the pause was no float any more, and the daemon ended."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("autospec.daemon.children.subprocess.Popen", fail)
+    proxy = ProxyChild(LIVES, tmp_path, tmp_path / "log", SetClock())
+    proxy.crashes = 5000
+    assert proxy.keep() is None
+    assert (proxy.crashes, proxy.keep()) == (5001, 60.0)
+
+
 def test_what_happens_to_it_is_told_once(tmp_path: Path):
     """Issue 17, item 9: the daemon said nothing of a proxy that was killed. A row of crashes hides no other event."""
     clock = SetClock()

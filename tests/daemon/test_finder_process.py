@@ -118,6 +118,18 @@ def test_an_answer_that_is_not_understood_is_a_failed_survey(outlooks: Outlooks,
     assert outlooks.answered(ANSWER).trouble == ""
 
 
+@pytest.mark.parametrize("line", ['daemon_budget = ""', 'daemon_idle = ""', 'daemon_step = ""', "no toml"])
+def test_a_config_that_became_wrong_changes_no_setting(outlooks: Outlooks, autospec_home: Path, line: str):
+    """It was edited while the daemon runs. An empty duration came through, and ended the daemon."""
+    outlook = outlooks.outlook
+    outlook.look()
+    outlooks.started[-1].result = ANSWER
+    autospec_home.mkdir()
+    (autospec_home / "config.toml").write_text(f"{line}\n")
+    assert outlook.take() is None
+    assert outlooks.told[-1].startswith("The settings stay unchanged: ")
+
+
 def test_a_survey_that_hangs_is_given_up(outlooks: Outlooks):
     """Issue 17: the daemon was looking for work for ever, and said nothing."""
     outlook = outlooks.outlook

@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from autospec.cells import Hardware
 from autospec.daemon import probes as module
 from autospec.daemon.probes import ClientActivity, Probes
 from autospec.daemon.work import Clock
+from autospec.hardware import gpu
+from autospec.hardware.gpu import GpuWatch
 from autospec.hardware.gpu_reading import GpuUse
 from autospec.hardware.readings import Power, ProcessTime, Reading
+from tests.hardware.fake_gpus import Card, FakeNvml
 
 
 def reading(at_s: float, busy_s: float, **processes: float) -> Reading:
@@ -67,6 +71,23 @@ def test_free_memory_counts_up_to_the_limit_of_a_macs_gpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "read", lambda *_: free)
     monkeypatch.setattr(module, "shared_limit_bytes", lambda _: 10 << 30)
     assert Probes(Clock(), idle=lambda: None).read(ClientActivity(), 0.0).memory_available_bytes == 10 << 30
+
+
+@pytest.mark.parametrize(("on_battery", "gib"), [(False, 20 + 23), (None, 20 + 23), (True, 20)])
+def test_free_memory_of_cards_counts(on_battery, gib, monkeypatch: pytest.MonkeyPatch):
+    """A model that fills the card waited for free memory of the system's. On battery a look would keep the card awake."""
+    free = replace(reading(0.0, 100.0), memory_available_bytes=20 << 30)
+    monkeypatch.setattr(module, "read", lambda *_: free)
+    monkeypatch.setattr(module, "read_power", lambda: Power(on_battery=on_battery))
+    monkeypatch.setattr(
+        module, "identify", lambda: Hardware("id", "chip", 32 << 30, gpu="NVIDIA GeForce RTX 4090")
+    )
+    monkeypatch.setattr(gpu.nvidia, "library", lambda: FakeNvml(Card()))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if on_battery:
+        monkeypatch.setattr(module, "cards", lambda _: pytest.fail("the GPU was looked at"))
+    signals = Probes(Clock(), idle=lambda: None, gpu=lambda: GpuWatch([])).read(ClientActivity(), 0.0)
+    assert signals.memory_available_bytes == gib << 30
 
 
 def test_a_control_group_without_memory_left_is_not_an_unknown_amount(monkeypatch: pytest.MonkeyPatch):

@@ -105,10 +105,30 @@ def test_failures_are_tried_again_later_and_later():
     assert len(queue(efforts={key(PromptType.CODING): failed}, now=NOW + 1201).items) == 2
 
 
+def test_a_row_of_failures_may_be_long():
+    """A day at most, however many there were: 2.0 ** 1024 is no number any more."""
+    failed = Effort(basis_digest(BIG.basis), failures=1100, last_at=NOW, last="it died")
+    assert queue(efforts={key(PromptType.CODING): failed}).next_at == NOW + 86400
+
+
 def test_a_clock_set_back_does_not_lengthen_the_pause():
-    """The last failure lies in the future by the new clock: the pause counts from now."""
-    failed = Effort(basis_digest(BIG.basis), failures=1, last_at=NOW + 10**8, last="it died")
-    assert queue(efforts={key(PromptType.CODING): failed}).next_at == NOW + 600
+    """The last failure lies in the future by the new clock. Each survey moved the pause ahead again, until that day came."""
+    failed = {
+        key(PromptType.CODING): Effort(
+            basis_digest(BIG.basis), failures=1, last_at=NOW + 10**6, last="it died"
+        )
+    }
+    for now in (NOW, NOW + 601, NOW + 1202):
+        found = queue(efforts=failed, now=now)
+        assert (len(found.items), found.next_at) == (2, None)
+    again = {key(PromptType.CODING): replace(failed[key(PromptType.CODING)], failures=2, last_at=NOW)}
+    assert queue(efforts=again, now=NOW + 1).next_at == NOW + 1200
+
+
+def test_the_pause_after_thousands_of_failures_is_a_day():
+    """A float overflows after 1024 doublings."""
+    failed = Effort(basis_digest(BIG.basis), failures=5000, last_at=NOW, last="it died")
+    assert queue(efforts={key(PromptType.CODING): failed}).next_at == NOW + 86400
 
 
 def test_steps_without_an_answer_end_until_something_changes():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from autospec.hardware.gpu import (
     driver_devices,
     is_integrated,
     metal_limit_bytes,
+    model_memory_bytes,
     shared_limit_bytes,
+    shares_memory,
     usable,
 )
 from tests.hardware.fake_gpus import GIB, GPU_IS_LOST, Card, FakeAmdSmi, FakeNvml
@@ -56,6 +60,17 @@ def test_metals_limit(printed, installed_gib, expected_gib):
         ("AMD Radeon RX 7900 XTX", False),
         ("AMD Radeon Graphics (RADV RAPHAEL_MENDOCINO)", True),
         ("AMD Radeon 780M Graphics (RADV PHOENIX)", True),
+        # The name that drivers give where they know none; the chip tells a card.
+        ("AMD Radeon Graphics (RADV VEGA20)", False),
+        ("AMD Radeon Graphics (RADV VEGA10)", False),
+        ("AMD Radeon Graphics (RADV NAVI14)", False),
+        ("AMD Radeon Graphics (RADV NAVI48)", False),
+        ("AMD Radeon Graphics (RADV GFX1201)", False),
+        ("AMD Radeon Graphics (RADV GFX1250)", True),  # nobody has seen one; LLVM calls it an APU
+        ("AMD Radeon Graphics (RADV GFX1151)", True),
+        ("AMD Radeon Graphics (RADV RENOIR)", True),
+        ("AMD Radeon Vega 10 Graphics (RADV RAVEN)", True),
+        ("AMD Radeon Graphics", True),
         ("Radeon 8060S Graphics", True),
         ("Intel(R) UHD Graphics 770 (ADL-S GT1)", True),
         ("Intel(R) Arc(tm) A770 Graphics (DG2)", False),
@@ -89,6 +104,38 @@ def test_metals_limit(printed, installed_gib, expected_gib):
 def test_integrated_graphics_are_known_by_name(name, integrated):
     """They share the memory that the processor has."""
     assert is_integrated(name) is integrated
+
+
+# The node of a Ryzen, and those of an MI50 and of the Ryzen's graphics, as users print them: only the target differs.
+CORES = "cpu_cores_count 12\nsimd_count 0\ngfx_target_version 0\n"
+MI50 = "cpu_cores_count 0\nsimd_count 240\ngfx_target_version 90006\n"
+RENOIR = "cpu_cores_count 0\nsimd_count 28\ngfx_target_version 90012\n"
+RAVEN = "cpu_cores_count 8\nsimd_count 44\n"  # a kernel before the target was told
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shared"),
+    [
+        ([CORES, MI50], False),
+        ([CORES, MI50, MI50], False),
+        ([CORES, RENOIR], True),
+        ([CORES, MI50, RENOIR], True),  # which of the two has the name is not told
+        ([CORES], True),
+        ([RAVEN], True),
+        ([], True),
+    ],
+)
+def test_the_kernel_tells_a_card_from_graphics_of_the_same_name(nodes, shared, tmp_path: Path):
+    """ROCm calls an MI50 "AMD Radeon Graphics": its memory counted as the system's."""
+    for number, properties in enumerate(nodes):
+        file = tmp_path / f"sys/class/kfd/kfd/topology/nodes/{number}/properties"
+        file.parent.mkdir(parents=True)
+        file.write_text(properties, "ascii")
+    assert shares_memory("AMD Radeon Graphics", tmp_path) is shared
+    assert shares_memory("AMD Radeon(TM) Graphics", tmp_path) is shared
+    # A name that says what it is needs no kernel.
+    assert shares_memory("AMD Radeon 780M Graphics", tmp_path)
+    assert not shares_memory("AMD Instinct MI300X", tmp_path)
 
 
 def hardware(os: str, gpu: str) -> Hardware:
@@ -157,6 +204,35 @@ def test_amds_library_tells_free_memory_too(libraries):
     """Where no GPU of NVIDIA's answers."""
     libraries(nvml=FakeNvml(), smi=FakeAmdSmi())
     assert driver_devices() == (Device("ROCm0", "AMD Radeon RX 7900 XTX", 24560 << 20, 18416 << 20),)
+
+
+def test_models_have_the_cards_memory_besides_the_systems(libraries, monkeypatch):
+    """On a card that is larger than the system's memory, no draft fitted."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    libraries(nvml=FakeNvml(Card(), Card()))
+    card = hardware("linux 6.8", "2 x NVIDIA GeForce RTX 4090")
+    assert model_memory_bytes(card) == (64 + 48) * GIB
+    assert model_memory_bytes(hardware("linux 6.8", "")) == 64 * GIB
+    assert model_memory_bytes(hardware("macos 26.1", "Apple M4 GPU")) == 64 * GIB
+    # 0 stands for "unknown", and everything fits then.
+    assert model_memory_bytes(replace(card, memory_bytes=0)) == 0
+
+
+def test_memory_that_a_driver_tells_of_graphics_in_the_processor_is_the_systems(libraries):
+    """It counts once."""
+    libraries(smi=FakeAmdSmi(amdsmi_get_gpu_asic_info={"market_name": "AMD Radeon 780M Graphics"}))
+    assert model_memory_bytes(hardware("linux 6.8", "AMD GPU 0x15bf")) == 64 * GIB
+    libraries(nvml=FakeNvml(Card(name="NVIDIA GB10")))
+    assert model_memory_bytes(hardware("linux 6.8", "NVIDIA GB10")) == 64 * GIB
+
+
+def test_a_card_without_a_name_of_its_own_has_memory(libraries, monkeypatch):
+    """An MI50, where the kernel has no graphics of the processor's."""
+    libraries(smi=FakeAmdSmi(amdsmi_get_gpu_asic_info={"market_name": "AMD Radeon Graphics"}))
+    monkeypatch.setattr(device_memory, "_has_only_cards", lambda _root: True)
+    assert driver_devices() == (Device("ROCm0", "AMD Radeon Graphics", 24560 << 20, 18416 << 20),)
+    monkeypatch.setattr(device_memory, "_has_only_cards", lambda _root: False)
+    assert driver_devices() == ()
 
 
 def test_a_model_is_spread_over_cards_of_one_library():

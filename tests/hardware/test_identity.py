@@ -214,6 +214,25 @@ def test_nvidia_cards_are_read_without_a_program(tmp_path: Path):
     assert identity._linux(tmp_path).gpu == "2 x NVIDIA H100"
 
 
+def test_in_wsl_a_service_finds_the_cards_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only a shell's PATH leads to WSL's programs: in the service the machine had another id, and nothing was known of it."""
+    program = tmp_path / "usr/lib/wsl/lib/nvidia-smi"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    asked: list[tuple[str, ...]] = []
+
+    def slow(*command: str, timeout_s: float = 5.0) -> str:
+        asked.append(command)
+        return NVIDIA_SMI if timeout_s > 12 else ""
+
+    monkeypatch.setattr(identity, "output_of", slow)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert identity._linux(tmp_path).gpu == "2 x NVIDIA GeForce RTX 4090"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert identity._linux(tmp_path).gpu == "2 x NVIDIA GeForce RTX 4090"
+    assert asked == [(str(program), "-L")] * 2
+
+
 def test_an_empty_tree_is_no_crash(tmp_path: Path):
     """Where /proc tells nothing, the machine is still called something."""
     hardware = identity._linux(tmp_path)

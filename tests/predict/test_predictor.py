@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from autospec.backends.protocol import Cycle, LaunchSettings, Request
-from autospec.drafting import OFF, Drafting, Mode
+from autospec.drafting import OFF, Drafting, Engine, Mode
 from autospec.measure.measurements import AS_MEASURED, DepthCosts, Measurement, Pair, Phase, Shapes
-from autospec.predict.predictor import Predictor
+from autospec.predict.predictor import Predictor, predictable
 from autospec.predict.profile import AnswerProfile, Recording
 from autospec.predict.recording import DraftPass, pass_of, record, time_batches, time_depth, typical_of
 from autospec.tuning.definition import load_definition
@@ -134,6 +134,22 @@ def test_a_draft_is_paid_for_where_it_was_asked_only(model, beside):
     predicted = predictor.predict(CELL, [model, together])[together].ratio
     measured_ratio = math.exp(statistics.fmean(p.log_ratio for p in pairs))
     assert predicted == pytest.approx(measured_ratio, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("drafting", "expected"),
+    [
+        (Drafting(Mode.DRAFT_MODEL, draft="/d", n_max=4, p_min=0.0), True),
+        (Drafting(Mode.DRAFT_MODEL, draft="/d", n_max=4, p_min=0.0, engine=Engine.ADAPTIVE), False),
+        (Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1), True),
+        (Drafting(Mode.MTP, n_max=3), False),
+        (Drafting(Mode.EAGLE3, draft="/e", n_max=3), False),
+        (Drafting(Mode.NGRAM_CACHE, n_max=8), False),
+    ],
+)
+def test_what_can_be_predicted(drafting, expected):
+    """Heads propose from the main model's own layers, which nobody can read; an engine changes its numbers."""
+    assert predictable(drafting) is expected
 
 
 def test_modes_beside_a_draft_that_was_not_read_are_not_predicted():

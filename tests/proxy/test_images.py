@@ -26,6 +26,7 @@ from tests.serving.scene import (
     ALPHA,
     ARGS,
     BETA,
+    DEADLINE_S,
     LOOKUP,
     FakeBackend,
     FakeServer,
@@ -176,6 +177,50 @@ async def test_an_image_that_comes_first():
     scene = SceneWithEyes(backend=BlindWhenDrafting(), stored=[recommend(DRAFTED)])
     async with scene.opened() as supervisor, await supervisor.lease(IMAGES) as lease:
         assert lease.drafting == OFF
+
+
+@pytest.mark.parametrize("drafts_already", [True, False])
+@played
+async def test_an_image_whose_only_server_does_not_start_is_told_at_once(drafts_already: bool):
+    """It waited five minutes beside the server that drafts, while off was launched again and again."""
+    scene = SceneWithEyes(backend=BlindWhenDrafting(), stored=[recommend(DRAFTED)])
+    scene.backend.refuses[OFF] = LaunchError("Out of memory.")
+    async with scene.opened() as supervisor, asyncio.timeout(DEADLINE_S):
+        if drafts_already:
+            (await supervisor.lease(wanted())).give_back()
+        for _ in range(2):
+            with pytest.raises(LaunchError, match="Out of memory"):
+                await supervisor.lease(IMAGES)
+        launches = len(scene.backend.asked)
+        for _ in range(50):
+            scene.clock.now_s += 1.0
+            supervisor._reconciler.reconcile()
+        assert len(scene.backend.asked) == launches == 2  # a request that is refused starts no server
+        async with await supervisor.lease(wanted()) as text:
+            assert text.drafting == DRAFTED
+        with pytest.raises(
+            LaunchError, match="Out of memory"
+        ):  # it is tried again when it is asked for again
+            await supervisor.lease(IMAGES)
+        assert len(scene.backend.asked) == launches + 1
+
+
+@played
+async def test_an_image_is_answered_where_only_the_server_that_drafts_starts():
+    """If that one sees, or is still starting and may see."""
+    scene = SceneWithEyes(stored=[recommend(DRAFTED)])
+    scene.backend.refuses[OFF] = LaunchError("Out of memory.")
+    async with scene.opened() as supervisor:
+        scene.backend.hold.clear()
+        waiting = asyncio.ensure_future(supervisor.lease(IMAGES))
+        asked = asyncio.ensure_future(supervisor.lease(wanted(off=True)))
+        await until(lambda: len(scene.backend.asked) == 2)
+        scene.backend.hold.set()
+        with pytest.raises(LaunchError, match="Out of memory"):
+            await asked
+        for lease in (await waiting, await supervisor.lease(IMAGES)):
+            assert lease.drafting == DRAFTED
+            lease.give_back()
 
 
 @played

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autospec.service.definition import Definition, ServiceOutcome
+from autospec.service.lifecycle import Service
 
 PRINTED = """\
 gui/501/com.autospec.daemon = {{
@@ -65,6 +66,21 @@ def definition(home: Path, **changes) -> Definition:
         "version": "1.0",
     }
     return Definition(**{**fields, **changes})
+
+
+def breaking(service: Service, verb: str, how: ServiceOutcome | BaseException) -> Service:
+    """The service, whose supervisor answers this verb so, or which the user breaks off there."""
+    run = service._run
+
+    def broken(argv: Sequence[str]) -> ServiceOutcome:
+        if verb not in argv:
+            return run(argv)
+        if isinstance(how, BaseException):
+            raise how
+        return how
+
+    service._run = broken
+    return service
 
 
 @dataclass

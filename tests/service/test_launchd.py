@@ -13,7 +13,7 @@ from autospec.files import launchd_dir
 from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.launchd import Launchd, exit_code_for, fields_of, shorten_log
 from autospec.service.lifecycle import Service
-from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, definition
+from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, breaking, definition
 from tests.service.launchd_keys import LAUNCHD_SCHEMA
 
 TEMPLATE = (launchd_dir() / "com.autospec.daemon.plist").read_bytes()
@@ -153,6 +153,24 @@ def test_a_fresh_bootstrap_that_is_refused_is_not_repeated(service, launchctl):
     with pytest.raises(ServiceError, match="Input/output error") as raised:
         service().install()
     assert "Login Items" in raised.value.hint
+
+
+@pytest.mark.parametrize("verb", ["bootout", "bootstrap"])
+@pytest.mark.parametrize("how", [ServiceOutcome(1, err="Not privileged\n"), KeyboardInterrupt()])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_upgrade_that_broke_off_is_made_by_the_next_one(service, launchctl, verb, how, deleted):
+    """Refused, or Ctrl-C. The next one found its own text and a daemon that runs, and left the old daemon running."""
+    service().install()
+    file = service().supervisor.file
+    if deleted:  # launchd keeps a job without its file until the next login
+        file.unlink()
+    old = None if deleted else file.read_text("utf-8")
+    with pytest.raises((ServiceError, KeyboardInterrupt)):
+        breaking(service(version="2.0"), verb, how).install()
+    assert (file.read_text("utf-8") if file.exists() else None) == old
+    assert service(version="2.0").install()
+    assert (service().status().pid, service(version="2.0").current()) == (102, True)
+    assert not service(version="2.0").install()
 
 
 def test_what_was_disabled_is_enabled_before(service, launchctl):
@@ -391,7 +409,12 @@ def test_a_long_log_is_emptied_and_a_short_one_is_kept(tmp_path):
 def test_the_environment_in_the_file_can_be_read_again(tmp_path):
     """For `status`; a file that is no plist has none."""
     supervisor = Launchd(501, tmp_path, TEMPLATE)
-    variables = (("HF_HOME", "/Volumes/x & y/<hf>"), ("OLLAMA_MODELS", "/m"))
+    variables = (
+        ("HF_HOME", "/Volumes/x & y/<hf>"),
+        ("OLLAMA_MODELS", "/m"),
+        ("GGML_VK_VISIBLE_DEVICES", ""),
+        ("LD_LIBRARY_PATH", "/opt/@HOME@/lib & co:$ORIGIN::"),
+    )
     assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
         variables
     )

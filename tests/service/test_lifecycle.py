@@ -25,6 +25,8 @@ from tests.service.fakes import definition
 def test_it_runs_the_daemon_with_the_proxy_by_an_absolute_path(monkeypatch, system, autospec_home):
     """The same set-up that installs it: AUTOSPEC_HOME goes with it."""
     monkeypatch.setattr(sys, "platform", system)
+    for name in lifecycle._GPU_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     definition = service_here(load_settings()).definition
     assert Path(definition.program[0]).is_absolute()
     assert definition.program[-2:] == ("daemon", "--proxy")
@@ -73,6 +75,29 @@ def test_the_service_gets_the_folders_of_the_shell(monkeypatch, system):
     assert variables["XDG_STATE_HOME"] == "/Users/me/.local/state"
     assert variables["HF_HOME"] == "/Volumes/fast/hf"
     assert "LLAMA_CACHE" not in variables
+
+
+@pytest.mark.parametrize("system", ["darwin", "linux"])
+def test_the_service_gets_what_chooses_gpus_and_libraries(monkeypatch, system):
+    """Its servers crashed, or used other GPUs than the tune: what a shell exports does not reach a supervisor."""
+    monkeypatch.setattr(sys, "platform", system)
+    told = {
+        "CUDA_VISIBLE_DEVICES": "",  # hides all
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "HIP_VISIBLE_DEVICES": "1,0",
+        "ROCR_VISIBLE_DEVICES": "GPU-4b2c1a9f8d3e6f7a",
+        "GGML_VK_VISIBLE_DEVICES": "0",
+        "HSA_OVERRIDE_GFX_VERSION": "10.3.0",
+        "LD_LIBRARY_PATH": "/opt/rocm/lib::~/lib",
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    service = service_here(load_settings())
+    assert told.items() <= dict(service.definition.variables).items()
+    text = service.supervisor.render(service.definition)
+    assert told.items() <= service.supervisor.variables(text).items()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "CUDA_VISIBLE_DEVICES" not in dict(service_here(load_settings()).definition.variables)
 
 
 def test_folders_that_macos_keeps_private_are_known(tmp_path):

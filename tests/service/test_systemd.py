@@ -13,7 +13,7 @@ from autospec.files import launchd_dir
 from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.lifecycle import Service
 from autospec.service.systemd import UNIT, Systemd
-from tests.service.fakes import Clock, FakeSystemctl, definition
+from tests.service.fakes import Clock, FakeSystemctl, breaking, definition
 
 TEMPLATE = (launchd_dir() / UNIT).read_text(encoding="utf-8")
 
@@ -55,7 +55,13 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     made = definition(
-        tmp_path, program=(str(program), "daemon", "--proxy"), variables=(("AUTOSPEC_HOME", '/x y/50%/"z"'),)
+        tmp_path,
+        program=(str(program), "daemon", "--proxy"),
+        variables=(
+            ("AUTOSPEC_HOME", '/x y/50%/"z"'),
+            ("CUDA_VISIBLE_DEVICES", ""),
+            ("LD_LIBRARY_PATH", "/opt/a b/%lib:$ORIGIN\\"),
+        ),
     )
     file = tmp_path / UNIT
     file.write_text(Systemd(tmp_path, TEMPLATE).render(made), encoding="utf-8")
@@ -172,6 +178,25 @@ def test_an_upgrade_restarts_the_daemon(service, systemctl):
     assert service().status().pid == 102
 
 
+@pytest.mark.parametrize("verb", ["daemon-reload", "enable", "restart"])
+@pytest.mark.parametrize("how", [ServiceOutcome(1, err="Access denied\n"), KeyboardInterrupt()])
+@pytest.mark.parametrize("before", ["1.0", None])
+def test_an_installation_that_broke_off_is_made_by_the_next_one(service, systemctl, verb, how, before):
+    """Refused, or Ctrl-C. The next one found its own text and a daemon that runs, and left the old daemon running."""
+    if before:
+        service(version=before).install()
+    old = systemctl.file.read_text("utf-8") if before else None
+    with pytest.raises((ServiceError, KeyboardInterrupt)):
+        breaking(service(version="2.0"), verb, how).install()
+    assert (systemctl.file.read_text("utf-8") if systemctl.file.exists() else None) == old
+    systemctl.calls.clear()
+    new = service(version="2.0")
+    assert new.install()
+    assert systemctl.changes == [("daemon-reload",), ("enable", UNIT), ("--no-block", "restart", UNIT)]
+    assert (new.status().state, new.status().enabled, new.current()) == (ServiceState.RUNNING, True, True)
+    assert not new.install()
+
+
 def test_an_installed_service_that_was_stopped_is_started(service, systemctl):
     """Without a reload: the file is the same."""
     service().install()
@@ -270,7 +295,12 @@ def test_logs_are_the_units_journal(tmp_path):
 def test_the_environment_in_the_unit_can_be_read_again(tmp_path):
     """For `status`, with whatever characters a folder's name has."""
     supervisor = Systemd(tmp_path, (launchd_dir() / UNIT).read_text("utf-8"))
-    variables = (("HF_HOME", '/data/50%/"my models"\\x'), ("OLLAMA_MODELS", "/m"))
+    variables = (
+        ("HF_HOME", '/data/50%/"my models"\\x'),
+        ("OLLAMA_MODELS", "/m"),
+        ("CUDA_VISIBLE_DEVICES", ""),
+        ("LD_LIBRARY_PATH", "/opt/a b/%lib:$ORIGIN::'\\"),
+    )
     assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
         variables
     )

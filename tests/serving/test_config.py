@@ -9,6 +9,7 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.errors import SettingsError
+from autospec.hardware import gpu
 from autospec.recommendations import Status
 from autospec.serving.launch_options import (
     Backoff,
@@ -21,6 +22,7 @@ from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.server_pool import ServerPool
 from autospec.serving.supervisor import Supervisor
 from autospec.settings import load_settings
+from tests.hardware.fake_gpus import Card, FakeAmdSmi, FakeNvml
 from tests.serving.scene import ALPHA, HERE, MIB, Scene, model
 
 GIB = 1024**3
@@ -41,6 +43,63 @@ def test_a_macs_gpu_limits_its_servers(monkeypatch):
     mac = dataclasses.replace(HERE, os="macos 15.5", gpu="Apple M2 8-core GPU", memory_bytes=16 * GIB)
     assert memory_limit_bytes(load_settings(), mac) == 16 * GIB * 2 // 3
     assert memory_limit_bytes(load_settings(overrides={"memory_limit": 14}), mac) == 14 * GIB
+
+
+@pytest.fixture
+def two_cards(monkeypatch) -> None:
+    """Two cards of 24 and 12 GiB."""
+    nvml = FakeNvml(Card(), Card(name="NVIDIA GeForce RTX 3060", total=12 * GIB, free=2 * GIB))
+    monkeypatch.setattr(gpu.nvidia, "library", lambda: nvml)
+    monkeypatch.setattr(gpu.amd, "library", lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+WITH_CARDS = dataclasses.replace(HERE, memory_bytes=64 * GIB, gpu="NVIDIA GeForce RTX 4090")
+
+
+@pytest.mark.parametrize(
+    ("args", "gib"),
+    [
+        ("", 34),  # less what --fit keeps free on each card
+        ("-ngl 99", 34),
+        ("-ngl 999 -fa on", 34),
+        ("-ngl auto", 34),
+        ("--device CUDA1", 11),
+        ("-sm none -mg 0", 23),
+        ("-ts 1,1", 22),
+        # A part of the weights is elsewhere, or may be.
+        ("-ngl 0", 48),
+        ("-ngl 20", 48),
+        ("-dev none", 48),
+        ("--cpu-moe", 48),
+        ("--n-cpu-moe 12 -ngl 99", 48),
+        ("-ot exps=CPU", 48),
+        ("--rpc 10.0.0.2:50052", 48),
+    ],
+)
+def test_servers_get_the_memory_of_the_cards(two_cards, args, gib):
+    """They got three quarters of the system's: --fit then put layers of the second server on the processor, without a word."""
+    assert memory_limit_bytes(load_settings(overrides={"server_args": args.split()}), WITH_CARDS) == gib * GIB
+
+
+def test_the_users_limit_goes_before_that_of_the_cards(two_cards):
+    """A card's user may put experts into the system's memory in the section of one model only."""
+    assert memory_limit_bytes(load_settings(overrides={"memory_limit": 40}), WITH_CARDS) == 40 * GIB
+
+
+def test_cards_may_have_more_memory_than_the_system(two_cards):
+    """The weights are not in the system's memory then."""
+    small = dataclasses.replace(WITH_CARDS, memory_bytes=16 * GIB)
+    assert memory_limit_bytes(load_settings(), small) == 34 * GIB
+
+
+def test_graphics_in_the_processor_keep_the_share_of_the_memory(monkeypatch):
+    """So does a GPU whose memory nobody tells."""
+    apu = FakeAmdSmi(amdsmi_get_gpu_asic_info={"market_name": "AMD Radeon 780M Graphics"})
+    monkeypatch.setattr(gpu.nvidia, "library", lambda: None)
+    monkeypatch.setattr(gpu.amd, "library", lambda: apu)
+    assert memory_limit_bytes(load_settings(), dataclasses.replace(HERE, gpu="AMD GPU 0x15bf")) == 12 * GIB
+    assert memory_limit_bytes(load_settings(), dataclasses.replace(HERE, gpu="Intel GPU 0xe20b")) == 12 * GIB
 
 
 def opened(**changes: object) -> Supervisor:

@@ -29,6 +29,14 @@ def test_crashes_wait_longer_each_time():
     assert not setbacks.to_json(100.0)[0]["given_up"]
 
 
+def test_a_row_may_be_long():
+    """After 17 hours of a client that tries each minute the pause was more than a number holds, and the launch's error was lost."""
+    setbacks = Backoff()
+    for fails in (setbacks.failed, setbacks.crashed):
+        waits = [fails("a", OFF, PASSING, 60.0 * n).not_before_s - 60.0 * n for n in range(1100)]
+        assert waits[-1] == max(waits) == 60.0
+
+
 def test_a_drafting_has_three_chances():
     """Then it is not tried for an hour, or until something new is known of the model."""
     setbacks = Backoff()

@@ -10,7 +10,14 @@ import threading
 import pytest
 
 from autospec.drafting import OFF
-from autospec.errors import AutospecError, OverloadedError, StoreError, UnknownModelError
+from autospec.errors import (
+    AutospecError,
+    OverloadedError,
+    SpeculationInactiveError,
+    StoreError,
+    UnknownModelError,
+)
+from autospec.recommendations import Status
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.model_registry import ModelRegistry
 from tests.serving.scene import ALPHA, BETA, LOOKUP, Scene, recommend, until, wanted
@@ -153,6 +160,37 @@ def test_a_draft_on_a_disk_that_hangs_keeps_nobody_waiting(monkeypatch):
             await until(supervisor._learning.done)
             await supervisor.refresh()
             assert "alpha-1b" in supervisor.status()["drafting_off"]
+
+    asyncio.run(scenario())
+
+
+def test_a_drafting_that_does_not_start_is_marked_while_a_folder_hangs(monkeypatch, caplog):
+    """It was given up, but its recommendation stayed proven and nothing said why."""
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
+    answers, known_of = threading.Event(), supervisor_module.known_of
+    answers.set()
+
+    def slowly(*args, **more):
+        assert answers.wait(20)
+        return known_of(*args, **more)
+
+    monkeypatch.setattr(supervisor_module, "known_of", slowly)
+
+    async def scenario() -> None:
+        scene = FaultyScene(models=(ALPHA,), stored=[recommend(LOOKUP)])
+        scene.backend.refuses[LOOKUP] = SpeculationInactiveError("It runs without speculation.")
+        async with scene.opened() as supervisor:
+            answers.clear()
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.drafting == OFF
+            await until(lambda: scene.saved)
+            assert "could not be checked: a folder does not answer" in caplog.text
+            answers.set()
+            await until(supervisor._learning.done)
+            await supervisor.refresh()
+            assert LOOKUP not in supervisor._reconciler.options.of(ALPHA.name).draftings
+        (marked,) = scene.saved
+        assert marked.status is Status.STALE
 
     asyncio.run(scenario())
 

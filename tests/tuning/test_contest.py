@@ -12,6 +12,7 @@ from autospec.recommendations import NO_LIMITS, Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.proof import Proof
+from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.run import Tuning
 from tests.predict.machine import Machine, MachineServer, Text
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, request_
@@ -109,6 +110,28 @@ def test_a_runner_up_that_is_slower_than_expected_leaves_the_winner(request_, mo
     assert found.drafting.mode is Mode.DRAFT_MODEL
     assert [other["drafting"]["mode"] for other in found.evidence["also_proved"]] == ["ngram-simple"]
     assert "limits" in found.evidence
+
+
+@pytest.mark.usefixtures("limits")
+def test_the_limits_are_those_of_the_drafting_that_is_served(request_, monkeypatch):
+    """The store keeps the greater gain of the table. Another comparison served one drafting and checked the other."""
+    monkeypatch.setattr("autospec.tuning.resume._better", lambda _new, _old: False)
+    found, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    assert found.drafting.mode is Mode.DRAFT_MODEL
+
+
+def test_no_draft_reads_answers_for_a_runner_up_that_cannot_be_predicted(request_, monkeypatch):
+    """An MTP head beside a draft model: the contest read the drafts for minutes, and could never be decided."""
+
+    def ahead(*_):
+        raise AssertionError("nothing can be expected of it")
+
+    monkeypatch.setattr("autospec.tuning.proof.predictable", lambda d: d.mode is not Mode.NGRAM_SIMPLE)
+    monkeypatch.setattr(ProofPredictions, "ahead", ahead)
+    found, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL]
+    assert found.drafting.mode is Mode.DRAFT_MODEL
 
 
 @pytest.mark.parametrize("ends", [KeyboardInterrupt, ServerDiedError])

@@ -144,3 +144,13 @@ def test_time_is_planned_by_what_was_asked_and_not_by_what_is_continued_on_paper
     later.note_stored("cell", DRAFTING)
     assert later.pair_s(long[0], DRAFTING) == pytest.approx(each_s)
     launches.close()
+
+
+def test_a_types_only_prompt_is_asked_in_both_orders(tmp_path):
+    """Two types of one prompt each: the order alternated over both, so each was asked in one order only, and no verdict was final."""
+    runner, _ = pairing(tmp_path, Watch(), [])
+    orders: dict[Task, set[int]] = {}
+    for round_ in (1, 2):
+        for measured in runner.block(TASKS[:2], DRAFTING, Phase.PROVE, round_):
+            orders.setdefault(measured.task, set()).add(measured.pair.off.position)
+    assert list(orders.values()) == [{0, 1}, {0, 1}]

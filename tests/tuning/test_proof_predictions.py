@@ -214,3 +214,35 @@ def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):
     monkeypatch.setattr(proof_predictions, "Profiler", Gathered)
     predictions = ProofPredictions(made.context)
     assert predictions.predict(made.cells[0], []) == {}
+
+
+def test_a_prompt_that_turns_out_to_fail_leaves_the_predictions_of_the_others(tmp_path, monkeypatch):
+    """A small context, and a long prompt that round 1 did not ask: minutes of recording were thrown away."""
+    made = lab(tmp_path, monkeypatch, prove=16, speedup=lambda _d, text: gain_of(text))
+    [cell], predictions = made.cells, ProofPredictions(made.context)
+    found = dict(list(exact().items())[:-1])
+
+    class Predictor:
+        def log_ratios(self, *_):
+            return found
+
+    profiled = []
+    monkeypatch.setattr(
+        proof_predictions, "Profiler", lambda *_, **__: profiled.append(1) or SimpleNamespace(run=Predictor)
+    )
+    failing = set()
+    monkeypatch.setattr(made.context.pairing, "failing", lambda *_: failing)
+    assert predictions.predict(cell, []) == {}
+    failing.add("a-prove-15")
+    assert predictions.known(cell) == found
+    assert predictions.predict(cell, []) == found
+    assert len(profiled) == 1
+
+
+@pytest.mark.parametrize("can_be", [True, False])
+def test_nothing_is_recorded_for_a_winner_that_cannot_be_predicted(tmp_path, monkeypatch, can_be):
+    """An MTP head: its answers were recorded, and no replay could use them."""
+    monkeypatch.setattr("autospec.tuning.proof.predictable", lambda _: can_be)
+    cell, _ = proved(tmp_path, monkeypatch, foretold := Foretold(exact()))
+    assert (foretold.predicted, cell.rounds) == ((1, 1) if can_be else (0, 2))
+    assert cell.decision.verdict is Verdict.ENABLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from autospec.recommendations import Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning import run as run_module
 from autospec.tuning.budget import Budget
+from autospec.tuning.proof import Proof
 from tests.measure.rows import of_rows
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_run import TYPES, Silent, interrupted_at, nobody_else_is_at_work, request_, tune
@@ -205,3 +207,17 @@ def test_a_typical_loss_beside_a_large_gain_does_not_give_way():
     losses = [[-0.03 - 0.001 * k] for k in range(7)]
     assert DEFAULT_RULE.gives_way(decide(of_rows([*losses, [0.05]]), 1))
     assert not DEFAULT_RULE.gives_way(decide(of_rows([*losses, [0.7]]), 1))
+
+
+@pytest.mark.parametrize(("other", "reopened"), [(None, 1), (object(), 0)])
+def test_a_runner_up_that_does_not_start_leaves_the_winners_search(other, reopened):
+    """Nothing was launched in the search: the failure of the winner itself opens it again."""
+    times = []
+    cell = SimpleNamespace(
+        cell=SimpleNamespace(key="k"), trial_values={}, rounds=0, other=other, reopen=times.append
+    )
+    proof = Proof([], SimpleNamespace(), lambda _: None)
+    proof._give_up(
+        [cell], Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1), ServerDiedError("", "")
+    )
+    assert len(times) == reopened

@@ -47,6 +47,8 @@ KEY_VARIABLE = "AUTOSPEC_ATTACHED_KEY"
 # The kernel accepts a connection for a living server at once, however busy the server is.
 _CONNECT_S = 2.0
 _POLL_S = 0.1
+# mlx_engine/generate.py of LM Studio 0.4 and later (lmstudio-bug-tracker 1519), for every request with a draft.
+_BATCHES = "Speculative decoding is not supported for batched"
 # Old llama-servers draft only for a request that may use the prompt cache, see `ChatClient.erases_slot`.
 _OFF_LIMITS = {"speculative.n_max": 0}
 # `tune` adds these itself; an attached server has its context already.
@@ -211,6 +213,12 @@ class AttachedServer:
         try:
             drafted = self._client.complete(canary(self.drafting), self._fields | self._unlimited()).drafted
         except RequestError as error:
+            if not self.drafting.is_off and _BATCHES in str(error):
+                raise SpeculationInactiveError(
+                    f"The attached {self._found.kind} cannot draft with {self.drafting.label} as long as the model may "
+                    "answer several requests at once.",
+                    "In LM Studio set the model's number of concurrent predictions to 1 and load it again.",
+                ) from error
             raise LaunchError(f"The attached server failed its first request: {error}") from error
         if self.drafting.is_off and (
             drafted or (self._found.speculates and self._found.sets is Sets.NOTHING)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlencode
 
+from autospec.catalog.folders import model_name as catalogue_name
 from autospec.errors import UnsupportedError
 from autospec.formats import counted
 
@@ -147,11 +148,7 @@ def model_name(path: str, found: FoundServer) -> str:
         return found.models[0] if found.models else ""
     if found.kind is ServerKind.LLAMA_ROUTER:
         return _name_behind_router(path, found)
-    wanted = _letters(path)
-    fitting = [name for name in found.models if name in (path, PurePath(path).name, PurePath(path).stem)]
-    fitting = fitting or [name for name in found.models if _letters(PurePath(name).name) in wanted]
-    longest = max(map(len, fitting), default=0)
-    fitting = [name for name in fitting if len(name) == longest]
+    fitting = _fitting(path, found.models)
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(found.models) or "none"
@@ -159,6 +156,126 @@ def model_name(path: str, found: FoundServer) -> str:
         f"The attached {found.kind} does not list {PurePath(path).name}; it lists {names}.",
         "Load it there first, or choose another model with --model.",
     )
+
+
+# The quantization in a name; a sequence such as Q4_K_M is one.
+_QUANTIZATION = re.compile(
+    r"(?<![a-z0-9])(?:i?q\d\w*|tq\d\w*|bf16|fp?(?:8|16|32)|int[48]|mxfp\d\w*|nvfp\d\w*|[2-8][-_]?bit)(?![a-z0-9])"
+)
+# The size of a model, or of its active part: 30b, a3b, e4b, 8x7b, 270m.
+_SIZE = re.compile(r"(?<![a-z0-9.])(?:[ae]?\d+(?:\.\d+)?|\d+x\d+(?:\.\d+)?)[bm](?![a-z0-9])")
+# Words that a file's name may have and a server's name for it leaves out.
+_LEFT_OUT = frozenset(
+    {"instruct", "it", "chat", "qat", "gguf", "mlx", "ud", "i1", "imat", "dwq", "awq", "gptq"}
+)
+# Words that make another model of one with the same name; a date does so, too.
+_VARIANTS = frozenset(
+    {
+        "thinking",
+        "reasoning",
+        "reasoner",
+        "coder",
+        "code",
+        "vl",
+        "vision",
+        "omni",
+        "audio",
+        "math",
+        "base",
+        "distill",
+    }
+    | {
+        "mini",
+        "nano",
+        "lite",
+        "air",
+        "flash",
+        "next",
+        "guard",
+        "embedding",
+        "reranker",
+        "abliterated",
+        "uncensored",
+    }
+)
+_DATE = re.compile(r"\d{4}|\d{6}|\d{8}")
+# The folders that LM Studio makes: it lists all that lies there, under some name.
+_LM_STUDIOS = frozenset({".lmstudio", "lm-studio"})
+
+
+def _fitting(path: str, names: tuple[str, ...]) -> list[str]:
+    """The names that may mean the model at a path: of the first rule by which any does, those that say most of the path."""
+    pure = PurePath(path)
+    own = _own_name(pure)
+    in_lm_studio = any(part.lower() in _LM_STUDIOS for part in pure.parts)
+    rules: tuple[Callable[[str], bool], ...] = (
+        lambda name: name in (path, pure.name, pure.stem),
+        lambda name: _says_same(name, own, pure),
+        lambda name: not _SIZE.search(_last(name).lower()) and _says_same(name, _SIZE.sub(" ", own), pure),
+        lambda name: _is_part_of(name, pure, strict=not in_lm_studio),
+    )
+    told = _letters(path)
+
+    def said(name: str) -> tuple[int, ...]:
+        also = _words(_last(name)) & _LEFT_OUT & _words(path)
+        parts = (_letters(_last(name)), _letters(str(PurePath(name).parent)))
+        return (len(also), *(len(part) if part in told else 0 for part in parts))
+
+    for fits in rules:
+        if fitting := [name for name in names if fits(name)]:
+            most = max(map(said, fitting))
+            return [name for name in fitting if said(name) == most]
+    return []
+
+
+def _own_name(path: PurePath) -> str:
+    """What the file is called, or the folder of an MLX model, in small letters."""
+    if path.suffix.lower() == ".gguf":
+        return catalogue_name(Path(path)).lower()
+    if path.parent.name == "snapshots":  # of the Hugging Face cache
+        return path.parent.parent.name.rpartition("--")[2].lower()
+    return path.name.lower()
+
+
+def _says_same(name: str, own: str, path: PurePath) -> bool:
+    """Whether a name has the words of the model's own name, but for some that the name may leave out.
+
+    Of those it may have none that the path lacks: `instruct` is not the base model, and Q8_0 is not Q4_K_M.
+    """
+    wanted, last = _kept(own), _last(name)
+    if not wanted or wanted not in (_kept(last), _kept(name)):
+        return False
+    told = _letters(str(path))
+    quantizations = (_letters(found) for found in _QUANTIZATION.findall(last.lower()))
+    return _words(last) & _LEFT_OUT <= _words(str(path)) and all(found in told for found in quantizations)
+
+
+def _kept(name: str) -> str:
+    """A name's letters without those of words that may be left out."""
+    return "".join(_split(_QUANTIZATION.sub(" ", name.lower()), without=_LEFT_OUT))
+
+
+def _is_part_of(name: str, path: PurePath, *, strict: bool) -> bool:
+    """Whether the path has the letters of a name, and (`strict`) names no date and no variant besides."""
+    wanted = _letters(_last(name))
+    if not wanted or wanted not in _letters(str(path)):
+        return False
+    # The innermost part of the path that has them all names the model.
+    named = next((part for part in reversed(path.parts) if wanted in _letters(part)), str(path))
+    besides = [word for word in _words(named) if word not in wanted]
+    return not strict or not any(word in _VARIANTS or _DATE.fullmatch(word) for word in besides)
+
+
+def _last(name: str) -> str:
+    return PurePath(name).name
+
+
+def _words(text: str) -> set[str]:
+    return set(_split(text.lower()))
+
+
+def _split(text: str, without: frozenset[str] = frozenset()) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", text) if word and word not in without]
 
 
 def _name_behind_router(path: str, found: FoundServer) -> str:
@@ -250,19 +367,26 @@ def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
 
 
 def _lm_studio(entries: list[Mapping[str, Any]]) -> FoundServer:
-    names = tuple(str(e["id"]) for e in entries if e.get("type") in (None, "llm", "vlm"))
-    loaded = [e for e in entries if e.get("state") == "loaded"] or entries
-    mlx = all(e.get("compatibility_type") == "mlx" for e in loaded)
+    models = _of_language(entries)
+    names = tuple(str(e["id"]) for e in models)
+    loaded = [e for e in models if e.get("state") == "loaded"] or models
+    mlx = bool(loaded) and all(e.get("compatibility_type") == "mlx" for e in loaded)
     # The first releases report drafted tokens on this route only.
     return _lm_studio_with(names, mlx=mlx, chat="/api/v0/chat/completions")
 
 
 def _lm_studio_v1(entries: list[Mapping[str, Any]]) -> FoundServer:
     """LM Studio 0.4 and later, without its older route. Its own `/api/v1/chat` takes no draft model: OpenAI's route is asked."""
-    names = tuple(str(e["key"]) for e in entries if "key" in e and e.get("type") in (None, "llm", "vlm"))
-    loaded = [e for e in entries if e.get("loaded_instances")] or entries
-    mlx = all(e.get("format") == "mlx" for e in loaded)
+    models = _of_language(entries)
+    names = tuple(str(e["key"]) for e in models if "key" in e)
+    loaded = [e for e in models if e.get("loaded_instances")] or models
+    mlx = bool(loaded) and all(e.get("format") == "mlx" for e in loaded)
     return _lm_studio_with(names, mlx=mlx, chat="/v1/chat/completions")
+
+
+def _of_language(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """LM Studio's models without those for embeddings; it brings one of its own, which is a GGUF file."""
+    return [entry for entry in entries if entry.get("type") in (None, "llm", "vlm")]
 
 
 def _lm_studio_with(names: tuple[str, ...], *, mlx: bool, chat: str) -> FoundServer:

@@ -28,7 +28,7 @@ from autospec.backends.user_args import args_of_draft, check_count, options_of, 
 from autospec.cells import Build, options_in
 from autospec.drafting import Drafting, Mode
 from autospec.errors import BackendMissingError, UnsupportedError, UsageError
-from autospec.hardware.gpu import Device, is_integrated, on_metal
+from autospec.hardware.gpu import Device, on_metal, shares_memory
 
 __all__ = ["TYPES", "Embedded", "drafting_fields", "user_fields"]
 
@@ -383,7 +383,7 @@ def _probe(state_dir: Path) -> _Wheel:
             d["description"],
             int(d["total"]),
             int(d["free"]),
-            unified=d["type"].endswith("IGPU") or is_integrated(d["description"]),
+            unified=d["type"].endswith("IGPU") or shares_memory(d["description"]),
         )
         for d in told.get("devices", ())
         if d["type"].endswith("GPU")

@@ -52,6 +52,7 @@ from autospec.files import replace_file
 __all__ = ["CHILD", "Mlx", "MlxServer", "undraftable"]
 
 CHILD = ("-m", "autospec.backends.mlx.child")
+_NO_CACHE = ("--prompt-cache-size", "0")
 _PACKAGES = ("mlx-lm", "mlx")
 # Importing MLX and mlx_lm takes 2 s from a warm disk and 10 s on a busy machine.
 _CHILD_TIMEOUT_S = 120.0
@@ -78,8 +79,20 @@ class MlxPackage:
         """Probe the installed package, or read the last probe of the same build from ``mlx.json`` in `state_dir`.
 
         Raises:
-            BackendMissingError: It is not installed, or cannot be loaded on this machine.
+            BackendMissingError: It is not installed, is too old, or cannot be loaded on this machine.
         """
+        package = cls._probed(state_dir)
+        if (
+            _NO_CACHE[0] not in package.options
+        ):  # it came with 0.31 (mlx-lm #906), and every measured launch needs it
+            raise BackendMissingError(
+                f"The server of {package.build.version} has no {_NO_CACHE[0]}, which autospec needs: mlx-lm has it since 0.31.",
+                install_line("mlx"),
+            )
+        return package
+
+    @classmethod
+    def _probed(cls, state_dir: Path) -> MlxPackage:
         build = _build()
         memory = state_dir / "mlx.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -121,7 +134,6 @@ def _build() -> Build:
     return Build("mlx", f"mlx-lm-{version}", digest.hexdigest()[:16])
 
 
-_NO_CACHE = ("--prompt-cache-size", "0")
 _LAUNCHED = "default_model"
 # Options that `speculative_generate_step` applies to both models; adapters and templates are the main model's alone.
 _OF_BOTH = frozenset({"--kv-bits", "--kv-group-size", "--quantized-kv-start", "--prefill-step-size"})
@@ -301,7 +313,7 @@ def _check_folders(model_path: str, drafting: Drafting) -> None:
             )
 
 
-# When the thread that computes has died, the server still runs and answers 404.
+# When the thread that loads has died, the server still runs and answers 404; later its process ends (`mlx.child`).
 _DIED = re.compile(r"generation thread died: (?P<why>.+)")
 _MEMORY = re.compile(
     r"out of memory|insufficient memory|unable to allocate|bad_alloc|attempting to allocate", re.IGNORECASE

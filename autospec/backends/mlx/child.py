@@ -6,9 +6,10 @@
     python -m autospec.backends.mlx.child --caches MODEL    the kinds of cache that a model keeps, as JSON
     python -m autospec.backends.mlx.child serve ARG...      mlx_lm.server, whose answers report drafted tokens
 
-`serve` is `mlx_lm.server` with one addition. `stream_generate` marks every token that the draft model proposed
+`serve` is `mlx_lm.server` with two additions. `stream_generate` marks every token that the draft model proposed
 (``from_draft``), but the server drops the mark. Here the marks are counted and reported in the answer's ``usage``, under
-LM Studio's names. With a later mlx-lm whose code differs, the server runs without counts.
+LM Studio's names. And the process ends when the thread that generates has died. With a later mlx-lm whose code differs, the
+server runs without them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def main(arguments: list[str]) -> None:
 def _serve(arguments: list[str]) -> None:
     if _can_count():
         _count()
+    if _has_generation_thread():
+        _end_with_generation()
     sys.argv = ["mlx_lm.server", *arguments]
     try:
         server.main()
@@ -172,6 +175,38 @@ def _count() -> None:
     server.stream_generate = counted
     server.ResponseGenerator.generate = remembered
     server.APIHandler.completion_usage_response = told
+
+
+def _has_generation_thread() -> bool:
+    """Whether this mlx-lm has the two places that `_end_with_generation` touches."""
+    return hasattr(getattr(server, "ResponseGenerator", None), "_run_generate") and hasattr(
+        getattr(server, "ModelProvider", None), "load_default"
+    )
+
+
+def _end_with_generation() -> None:
+    """End the process when its generating thread dies, as of a lack of memory for a batch (`_generate` of mlx_lm/server.py)."""
+    # The server lives on then and answers every request with 404, which nobody can tell from an answer. A model that cannot be
+    # loaded is left to that: the first request tells why (`MlxServer.verify`).
+    load, generate = server.ModelProvider.load_default, server.ResponseGenerator._run_generate  # noqa: SLF001
+    loaded = threading.Event()
+
+    def noted(self: Any) -> None:
+        load(self)
+        loaded.set()
+
+    def ended(self: Any) -> None:
+        try:
+            generate(self)
+        except BaseException:  # noqa: BLE001 - it ends the thread, whatever it is; 0.32.2 has logged it itself
+            traceback.print_exc()
+        if loaded.is_set() and not getattr(self, "_stop", False):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+    server.ModelProvider.load_default = noted
+    server.ResponseGenerator._run_generate = ended  # noqa: SLF001
 
 
 def tally(responses: Iterator[Any], drafts: list[int], left: int, most: int) -> Iterator[Any]:
