@@ -24,7 +24,7 @@ from autospec.measure.asking import Asking
 from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, TRAFFIC_S, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
 from autospec.prompts.suite import Half, Prompt
-from autospec.recommendations import Limits, Recommendation, Verdict
+from autospec.recommendations import Limits, Recommendation, Status, Verdict
 from autospec.store.database import CellLocks, Store
 from autospec.tuning.budget import Budget
 from autospec.tuning.definition import StudyDefinition
@@ -253,6 +253,20 @@ class CellRun:
         """Continue with the proof of another drafting; the state of this one's is kept in `other`."""
         self.other = None if self.decision is None else Proved(self.winner, self.decision, self.rounds)
         self.winner, self.decision, self.rounds, self.pending = drafting, decision, rounds, False
+        self.limits = None
+
+    def has_another(self, refused: Drafting) -> bool:
+        """Whether the runner-up may be enabled instead of this drafting: its proof has not ended."""
+        ended = self.other is not None and self.other.decision.final
+        return self.runner_up not in (OFF, refused) and not ended
+
+    def reopened(self, fallen: Recommendation) -> Recommendation:
+        """A proof that no longer enables its drafting: left to the next tune if another drafting of the cell may be enabled."""
+        also = fallen.evidence.get("also_proved", ())
+        if not (self.has_another(fallen.tried) or any(p.get("verdict") == Verdict.ENABLE for p in also)):
+            return fallen
+        reason = f"{fallen.reason.rstrip('.')}; run tune again to continue."
+        return replace(fallen, status=Status.PROVISIONAL, reason=reason)
 
     def standing(self) -> CellProgress:
         """The cell's state, to be reported."""

@@ -96,6 +96,7 @@ class Launches:
             which two launches of one server can be compared. Not called where only one fits into memory.
         clock: Seconds, to time launches.
         tell: Told why launches take turns from now on, and what a draft displaces.
+        usual_s: Expected seconds of a launch before the first one.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Launches:
         on_renewed: Callable[[Server, Server], None] = lambda _old, _new: None,
         clock: Callable[[], float] = time.monotonic,
         tell: Callable[[str], None] = lambda _: None,
+        usual_s: float = 0.0,
     ) -> None:
         self._backend = backend
         self._model_path = model_path
@@ -115,6 +117,7 @@ class Launches:
         self._on_renewed = on_renewed
         self._clock = clock
         self._tell = tell
+        self._usual_s = usual_s
         self._neighbours = Neighbours()
         self._abilities = backend.capabilities()
         self._off: Server | None = None
@@ -152,8 +155,8 @@ class Launches:
 
     @property
     def launch_s(self) -> float:
-        """Mean seconds of a launch so far; 0 before the first."""
-        return self._took_s / self.count if self.count else 0.0
+        """Mean seconds of a launch so far; before the first, what is usual."""
+        return self._took_s / self.count if self.count else self._usual_s
 
     @property
     def pids(self) -> frozenset[int]:

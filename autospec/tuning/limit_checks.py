@@ -265,6 +265,8 @@ class _DraftingChecks:
         self._notes: dict[tuple[Condition, str], str] = {}
         # Requests that fail with drafting alone: prompt and reason.
         self._broken: dict[tuple[Condition, str], tuple[str, str]] = {}
+        # Keys of the subjects whose second turn fails: they are not enabled, so that nothing more is asked for them.
+        self._refused: set[str] = set()
         self._out_of_time: set[tuple[Condition, str]] = set()
         # Seconds of the first launch's pairs. The proof's pace does not tell it: a drafting may be far slower under a condition.
         self._took_s: dict[tuple[Condition, str], float] = {}
@@ -282,13 +284,15 @@ class _DraftingChecks:
             with self._launches:
                 self._look_at_server()
                 for turn in range(_LAUNCHES):
+                    if all(subject.key in self._refused for _, subject in self._jobs):
+                        break
                     if turn:
                         self._launches.renew()
                     self._turn(turn)
         except BackendError as error:
             self._tools.progress.tell(f"{label}: its limits were not checked. {error.message}")
             for condition, subject in self._jobs:
-                if condition not in self._done.get(subject.key, {}):
+                if subject.key not in self._refused and condition not in self._done.get(subject.key, {}):
                     self._notes.setdefault((condition, subject.key), error.message)
                     self._conclude(condition, subject)
 
@@ -303,9 +307,13 @@ class _DraftingChecks:
                 self._step(
                     turn * len(by_condition) + number + 1, _LAUNCHES * len(by_condition), done, len(subjects)
                 )
+                if subject.key in self._refused:
+                    continue
                 if (condition, subject.key) not in self._notes:
                     self._measure(condition, subject, turn, number)
-                if turn == _LAUNCHES - 1:
+                if condition.kind is Kind.SECOND_TURN and (condition, subject.key) in self._broken:
+                    self._refused.add(subject.key)
+                if turn == _LAUNCHES - 1 or subject.key in self._refused:
                     self._conclude(condition, subject)
 
     def _look_at_server(self) -> None:

@@ -46,6 +46,7 @@ class OverallProof:
         resident: How many launches fit into memory; asked only before one is made.
         step: Shown what is measured.
         failing: The prompts that the tune has found to fail.
+        launch_s: Expected seconds of a launch.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class OverallProof:
         resident: Callable[[], int],
         step: Callable[[TuneStep], None],
         failing: Failing,
+        launch_s: float = 0.0,
     ) -> None:
         self._session = session
         self._cells = {c.prompt_type: c for c in cells}
@@ -67,6 +69,7 @@ class OverallProof:
         self._resident = resident
         self._step = step
         self._failing = failing
+        self._launch_s = launch_s
         self._rule = session.request.definition.rule
         # Draftings and rounds of a type that were asked here, even if some pairs did not count.
         self._asked: set[tuple[Drafting, PromptType, int]] = set()
@@ -95,6 +98,8 @@ class OverallProof:
             failing = pairing.all_failing(stored.cell_key)
             failing[OFF] = failing.get(OFF, frozenset()) & {p.id for p in cell.prove_prompts}
             new = with_failing(stored.recommendation, failing, store.drafts)
+            if new.verdict is not stored.recommendation.verdict:
+                new = cell.reopened(new)
             if new is not stored.recommendation:
                 store.save_recommendation(new, self._session.hardware, cell.cell)
 
@@ -245,6 +250,7 @@ class OverallProof:
             request.settings(),
             resident=self._resident(),
             tell=self._session.tell,
+            usual_s=self._launch_s,
         ) as launches:
             watch = StateWatch(lambda: launches.pids)
             yield PairedRunner(

@@ -124,6 +124,7 @@ class PairedRunner:
         self._failing: Failing = {} if failing is None else failing
         # The sides that answered their last request in time: what is late there is the prompt's fault.
         self._answering: set[Drafting] = set()
+        self._off_answered = False  # elsewhere, where nothing was stored as a measurement
         self._on_failing = on_failing
         # Of draftings only what off is known to answer.
         self._known_failing: Failing = {place: dict(reasons) for place, reasons in self._failing.items()}
@@ -161,6 +162,18 @@ class PairedRunner:
         """Note a prompt that fails with a drafting and not without, found out elsewhere."""
         self._failing.setdefault((cell_key, drafting), {})[prompt_id] = why
         self._keep_failing(cell_key)
+
+    def note_late(self, cell_key: str, prompt_id: str, why: str) -> None:
+        """Note a prompt that off did not answer in time elsewhere, although it had just answered others: it is not asked again.
+
+        A prompt whose pairs are stored stays: of pairs, the answers without drafting are cut, and may be in time.
+        """
+        self._off_answered = True
+        stored = self._store.measurements(
+            cell_key, protocol=self._asking.protocol, since=self._stored.since.get(cell_key, 0.0)
+        )
+        if not any(m.drafting.is_off and m.prompt_id == prompt_id for m in stored):
+            self._failing.setdefault((cell_key, OFF), {}).setdefault(prompt_id, why)
 
     def gave_up(self, cell_key: str, drafting: Drafting) -> bool:
         """Whether so many prompts of a cell fail, on either side, that the rest is not asked."""
@@ -492,7 +505,9 @@ class PairedRunner:
         told = f"The prompt {task.prompt_id} is left out, because it {fails}: {error}"
         if side.is_off:
             for (key, other), own in self._failing.items():
-                if key == task.cell_key and not other.is_off and own.pop(task.prompt_id, None) is not None:
+                if key != task.cell_key or other.is_off or self._answered_once(task, other, error):
+                    continue
+                if own.pop(task.prompt_id, None) is not None:
                     told = f"The prompt {task.prompt_id} fails without drafting, too: {error}"
         self._tell(told)
         failures = sum(len(found) for (_, drafting), found in self._failing.items() if drafting.is_off)
@@ -504,8 +519,15 @@ class PairedRunner:
                 f"{kind}: no more of its prompts are asked{others}, because {len(reasons)} of them failed."
             )
 
+    def _answered_once(self, task: Task, drafting: Drafting, error: RequestError) -> bool:
+        """Whether off, late now, once answered a prompt that fails with a drafting: that it is slow excuses no failure."""
+        known = self._known_failing.get((task.cell_key, drafting), {})
+        return isinstance(error, LateAnswerError) and task.prompt_id in known
+
     def _answered_before(self, task: Task) -> bool:
         """Whether off has answered any prompt, in this tune or an earlier one."""
+        if self._off_answered:
+            return True
         keys, protocol = {*self._stored.since, task.cell_key}, self._asking.protocol
         return any(
             m.drafting.is_off for key in keys for m in self._store.measurements(key, protocol=protocol)

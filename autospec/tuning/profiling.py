@@ -235,7 +235,8 @@ class Profiler:
         for cell, prompt in places:
             own = found[cell.cell.key]
             if prompt.id not in own:
-                if failed[cell.cell.key] > MOST_FAILING:
+                key = cell.cell.key
+                if failed[key] > MOST_FAILING or prompt.id in self._context.pairing.failing(key, OFF):
                     continue
                 if any(found.values()) and self._over:
                     if not own:
@@ -285,6 +286,8 @@ class Profiler:
                 in_time, self._in_time = self._in_time, False
                 if not (in_time and isinstance(error, LateAnswerError)):
                     raise
+                # Each further request would take as long. Other errors may be those of the requests in token ids alone.
+                self._context.pairing.note_late(cell.cell.key, prompt.id, error.message)
             failed[cell.cell.key] += 1
             if not may_fail and failed.total() > MOST_FAILING:
                 raise

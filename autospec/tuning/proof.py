@@ -128,7 +128,11 @@ class Proof:
             if self._context.pairing.gave_up(cell.cell.key, cell.winner):  # in the search
                 self._stop(cell, cell.winner)
         self._prove(self._cells)
-        turned = [c for c in self._cells if self._turns_to_runner_up(c)]
+        self.prove_runners_up(self._cells)
+
+    def prove_runners_up(self, cells: Sequence[CellRun]) -> None:
+        """Prove the runner-up of each of these cells whose winner gives way to it, as far as there is time."""
+        turned = [c for c in cells if self._turns_to_runner_up(c)]
         self._prove(turned)
         # If the runner-up is no better, the first drafting's proof continues, with its own share of the error rate.
         self._prove([c for c in turned if self._turns_back(c)])
@@ -261,8 +265,8 @@ class Proof:
 
     def _fails(self, cell: CellRun) -> int:
         """Number of prompts that fail with the winner and not without."""
-        pairing, key = self._context.pairing, cell.cell.key
-        return len(pairing.failing(key, cell.winner) - pairing.failing(key, OFF))
+        # Also those that off answered once and was late with since.
+        return len(self._context.pairing.failing(cell.cell.key, cell.winner))
 
     def _rule(self, cell: CellRun) -> Rule:
         rule = self._context.definition.rule

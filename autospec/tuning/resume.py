@@ -333,24 +333,32 @@ def note_begin(
 ) -> CellHistory:
     """Note an epoch and the requests of the proof, unless an earlier tune's still count.
 
+    An epoch in the future was noted by a clock that was ahead, and would leave out all that is measured until then: it begins now.
     A proof stays for the requests that it began with, even if the traffic (`usual`) has changed since. What the server's prompt
     cache does counts as it is now: earlier versions did not note it.
     """
     noted = history.requests
     requests = usual if noted is None else cached_as_now(noted, usual)
+    begins = history.epoch_s is None or history.epoch_s > now_s
+    again = history.remeasurement()
+    renews = history.restarts or (begins and again.epoch_s is not None and not again.finished)
     begun = replace(
         history,
-        epoch_s=now_s if history.epoch_s is None else history.epoch_s,
+        epoch_s=now_s if begins else history.epoch_s,
         requests=requests,
-        renewal_s=now_s if history.restarts else history.renewal_s,
+        renewal_s=now_s if renews else history.renewal_s,
     )
-    if history.epoch_s is None:
+    if begins:
+        for digest, look in history.looks.items():
+            _keep_look(study, begun, digest, look)
+        for drafting, reasons in history.failing.items():
+            begun = note_failing(study, begun, drafting, reasons)
         study.note(EPOCH, now_s)
     if requests != noted:
         study.note(REQUESTS, requests.to_json())
     if opened_for:
         study.note(OPENED, list(opened_for))
-    if history.restarts:
+    if renews:
         study.note(_RENEWAL, now_s)
     return begun
 
@@ -407,10 +415,14 @@ def note_look(
     before = history.looks.get(digest)
     if before is not None and (before.rounds, before.pairs) == (look.rounds, look.pairs):
         look = replace(look, rules=tuple(dict.fromkeys((*before.rules, history.rule))))
-    with suppress(StoreError):  # if the studies' machine no longer answers, the proof continues
-        study.note(_LOOKED + digest, [history.epoch_s, rounds, look.pairs, list(look.rules)])
-        study.note(_LOOK + digest, [history.epoch_s, rounds])
+    _keep_look(study, history, digest, look)
     return replace(history, looks={**history.looks, digest: look})
+
+
+def _keep_look(study: CellStudy, history: CellHistory, digest: str, look: Look) -> None:
+    with suppress(StoreError):  # if the studies' machine no longer answers, the proof continues
+        study.note(_LOOKED + digest, [history.epoch_s, look.rounds, look.pairs, list(look.rules)])
+        study.note(_LOOK + digest, [history.epoch_s, look.rounds])
 
 
 def note_failing(
@@ -586,6 +598,8 @@ def save_recommendation(
             ):
                 found.pop(OFF)  # other pairs: what off cannot answer now is no part of that proof
             new = with_failing(renewing(kept) or kept, found, store.drafts)
+            if new.verdict is not kept.verdict and recommendation.tried == _tried_today(kept, store.drafts):
+                new = recommendation  # it holds no more: the next tune goes on with the runner-up
             new = None if new is kept else new
     if new is not None:
         store.save_recommendation(new, hardware, cell)

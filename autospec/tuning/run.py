@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -98,6 +99,7 @@ class Tuning:
     _computing: tuple[str, ...] = ()  # parts of the machine; found only with the aim energy
     _failing: Failing = field(default_factory=dict)
     _served: float = 0.0  # the temperature that users sample with
+    _launch_s: float = 0.0  # mean seconds of this tune's launches
 
     def run(self) -> list[Recommendation]:
         """Search, prove, store.
@@ -180,6 +182,7 @@ class Tuning:
             resident=lambda: self._resident(fitting),
             step=self.progress.step,
             failing=self._failing,
+            launch_s=self._usual_launch_s(cells),
         ).run()
 
     def _refuse_without_energy(self) -> None:
@@ -219,10 +222,18 @@ class Tuning:
             checked = replace(proof, evidence={**proof.evidence, LIMITS: cell.limits.to_json()})
             failing = {cell.winner: pairing.all_failing(cell.cell.key).get(cell.winner, frozenset())}
             checked = with_failing(checked, failing, store.drafts, where=_IN_SECOND_TURN)
+            if checked.verdict is not proof.verdict:
+                checked = cell.reopened(checked)
             store.save_recommendation(checked, self.hardware, cell.cell)
 
         request = self.request
-        with Launches(self.backend, str(request.model.path), request.settings(), resident=1) as launches:
+        with Launches(
+            self.backend,
+            str(request.model.path),
+            request.settings(),
+            resident=1,
+            usual_s=self._usual_launch_s(unchecked),
+        ) as launches:
             asking = Asking(
                 request.protocol, request.definition.max_tokens, request.temperature, StateWatch()
             )
@@ -248,6 +259,14 @@ class Tuning:
                 request.definition, space, launches, pairing, budget, self.progress, asking, store
             )
             self._check_limits(unchecked, context, keep)
+
+    def _usual_launch_s(self, cells: Sequence[CellRun]) -> float:
+        """Expected seconds of a launch: the mean of this tune's, else of those that the cells' results took; 0 if none tells."""
+        if self._launch_s:
+            return self._launch_s
+        costs = [c.history.served.evidence.get("cost") or {} for c in cells if c.history.served is not None]
+        took_s = [cost["launch_seconds"] / cost["launches"] for cost in costs if cost.get("launches")]
+        return statistics.median(took_s) if took_s else 0.0
 
     def _refusal(self, space: Space) -> str:
         """Why no drafting can be used with this model at all, found out before any launch; empty if one can."""
@@ -328,6 +347,7 @@ class Tuning:
                 self._cost.seconds = budget.spent_s
                 self._cost.launches = launches.count
                 self._cost.launch_seconds = launches.seconds
+                self._launch_s = launches.launch_s
                 self._save(store, self._conclusion(cell, pairing, settings, launches.launch_s), cell)
 
             with self._keeping(cells, keep, store):
@@ -353,13 +373,17 @@ class Tuning:
                 )
                 proof.run()
                 proof.contest(partial(_stored_proof, store))
-                turned = [c for c in cells if c.enabled and c.winner == c.runner_up]
-                if capabilities.drafting_per_request and turned:
-                    # Only the proof has shown that their runners-up are used.
-                    compare_idle_drafts(turned, context)
-                    for cell in turned:
-                        keep(cell)
-                self._check_limits([c for c in cells if c.decided and c.enabled], context, keep)
+                while cells:
+                    turned = [c for c in cells if c.enabled and c.winner == c.runner_up]
+                    if capabilities.drafting_per_request and turned:
+                        # Only the proof has shown that their runners-up are used.
+                        compare_idle_drafts(turned, context)
+                        for cell in turned:
+                            keep(cell)
+                    enabled = [c for c in cells if c.decided and c.enabled and _is_served(store, c)]
+                    # Where a second turn fails, the cell's other drafting may be enabled, and is checked likewise.
+                    cells = self._check_limits(enabled, context, keep)
+                    proof.prove_runners_up(cells)
 
     def _served_temperature(self, store: Store, build: Build) -> float:
         request = self.request
@@ -369,10 +393,11 @@ class Tuning:
 
     def _check_limits(
         self, cells: Sequence[CellRun], context: TuneContext, keep: Callable[[CellRun], None]
-    ) -> None:
-        """Check what was proven where it may fail, if the study says so."""
+    ) -> list[CellRun]:
+        """Check what was proven where it may fail, if the study says so; returns the cells that turn to their other drafting."""
         if not cells or not self.request.definition.limits.check:
-            return
+            return []
+        turning: list[CellRun] = []
         context.launches.close()  # the checks need the memory
         by_key = {cell.cell.key: cell for cell in cells}
 
@@ -382,10 +407,10 @@ class Tuning:
             for prompt_id, why in failing.items():
                 context.pairing.note_failing(subject.key, subject.drafting, prompt_id, why)
             if failing:
-                decision = refused(cell.decision or decide((), 0), len(failing), _IN_SECOND_TURN)
-                if decision != cell.decision:
-                    self.progress.tell(f"{cell.prompt_type}: {decision.verdict}: {decision.reason}")
-                cell.decision = decision
+                cell.decision = refused(cell.decision or decide((), 0), len(failing), _IN_SECOND_TURN)
+                self.progress.tell(f"{cell.prompt_type}: {cell.decision.verdict}: {cell.decision.reason}")
+                if self._turns(cell):
+                    turning.append(cell)
             keep(cell)
 
         known = {c.cell.key: context.pairing.known(c.cell.key, c.winner, Phase.PROVE) for c in cells}
@@ -426,6 +451,18 @@ class Tuning:
                 for c in cells
             ]
         )
+        return turning
+
+    def _turns(self, cell: CellRun) -> bool:
+        """Whether a cell whose winner is refused turns to its other drafting: it is enabled, or is proved next."""
+        other = cell.other
+        if other is not None and other.decision.verdict is Verdict.ENABLE:
+            cell.turn_to(other.drafting, decision=other.decision, rounds=other.rounds)
+            self.progress.tell(f"{cell.prompt_type}: {other.drafting.label} is enabled instead.")
+            return True
+        # A proof that stands is served meanwhile.
+        cell.pending = cell.stands is None and cell.has_another(cell.winner)
+        return cell.pending
 
     @contextmanager
     def _keeping(
@@ -620,6 +657,12 @@ class Tuning:
 def _stored_proof(store: Store, cell: CellRun) -> Recommendation | None:
     found = store.recommendations(cell_keys=[cell.cell.key])
     return found[0].recommendation if found else None
+
+
+def _is_served(store: Store, cell: CellRun) -> bool:
+    """Whether the winner is what users get: the proof that stood while the cell was measured for further drafts may gain more."""
+    found = None if cell.stands is None else _stored_proof(store, cell)
+    return found is None or found.tried == cell.winner
 
 
 def _notes_of(cells: Sequence[CellRun]) -> Callable[[str, Drafting, Mapping[str, str]], None]:

@@ -15,13 +15,13 @@ from autospec.errors import AutospecError, BackendError, LateAnswerError, NoAnsw
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half
 from autospec.recommendations import FAILING, Status, Verdict
-from autospec.tuning.paired_runner import MOST_FAILING, Measured
+from autospec.tuning.paired_runner import MOST_FAILING, Measured, PairedRunner
 from autospec.tuning.run import Tuning
 from autospec.tuning.search import Search
 from autospec.tuning.space import Arm
 from autospec.tuning.study import open_storage
 from autospec.tuning.tasks import Task
-from tests.predict.machine import Machine, MachineTokens
+from tests.predict.machine import Machine, MachineServer, MachineTokens
 from tests.tuning.proofs import lab, ngram, prompts
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY
@@ -347,6 +347,74 @@ def test_one_late_answer_does_not_end_all_predictions(request_, monkeypatch, wor
     tune_on(request_, backend, progress)
     assert any("Predictions are not possible" in line for line in progress.told) is not all_predicted
     assert any("is not predicted: It did not" in line for line in progress.told) is all_predicted
+
+
+def test_a_prompt_that_is_late_in_its_recording_is_not_asked_again(request_, monkeypatch):
+    """It would take its ten minutes two or three times in a tune."""
+    for model in request_.models:
+        model.path.touch()
+    encode, complete, asked = MachineTokens.encode, MachineServer.complete, []
+
+    def hang(self, request):
+        if "coding tune 1" in str(request.messages):
+            raise LateAnswerError("It did not answer within 600 s.")
+        return encode(self, request)
+
+    def listen(self, request):
+        asked.append(str(request.messages))
+        return complete(self, request)
+
+    monkeypatch.setattr(MachineTokens, "encode", hang)
+    monkeypatch.setattr(MachineServer, "complete", listen)
+    backend = Machine(main_path=str(request_.model.path), acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    result = tune_on(request_, backend, Silent())
+    assert result[PromptType.CODING].verdict is Verdict.ENABLE
+    assert any("coding tune" in text for text in asked)
+    assert not any("coding tune 1" in text for text in asked)
+
+
+def test_a_prompt_that_off_has_answered_in_a_pair_stays_where_its_recording_is_late(tmp_path):
+    """Of a very slow model, an answer of a pair is cut and in time, and a whole one is not: that ends nothing."""
+    runner, _ = pairing(tmp_path, Watch(), [])
+    list(runner.block(TASKS[:1], DRAFTING, Phase.PROVE, 1))
+    for task in TASKS:
+        runner.note_late("cell", task.prompt_id, "It did not answer within 600 s.")
+    assert runner.failing("cell", OFF) == {"p1", "p2"}
+    [measured] = runner.block(TASKS[:1], DRAFTING, Phase.PROVE, 2)
+    assert measured.pair is not None
+    runner._launches.close()
+
+
+def test_late_recordings_do_not_end_the_tune_where_a_prompt_fails(tmp_path):
+    """No pair is stored yet, but off has answered: other answers were recorded."""
+    runner, backend = pairing(tmp_path, Watch(), [])
+    for name in ("q1", "q2"):
+        runner.note_late("another cell", name, "It did not answer within 600 s.")
+    backend.before_answer = refusing('"0"', off=True)
+    measured = list(runner.block(TASKS, DRAFTING, Phase.SEARCH, 0))
+    assert [m.task.prompt_id for m in measured if m.pair is None] == ["p0"]
+    runner._launches.close()
+
+
+def test_a_prompt_that_fails_without_drafting_is_not_recorded(request_, monkeypatch):
+    """The pairs have shown it: the predictions of a proof would wait for it once more."""
+    for model in request_.models:
+        model.path.touch()
+    failing, encode, encoded = PairedRunner.failing, MachineTokens.encode, []
+
+    def known(self, cell_key, side):
+        return failing(self, cell_key, side) | ({"coding-tune-1"} if side.is_off else set())
+
+    def listen(self, request):
+        encoded.append(str(request.messages))
+        return encode(self, request)
+
+    monkeypatch.setattr(PairedRunner, "failing", known)
+    monkeypatch.setattr(MachineTokens, "encode", listen)
+    backend = Machine(main_path=str(request_.model.path), acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY)
+    tune_on(request_, backend, Silent())
+    assert any("coding tune" in text for text in encoded)
+    assert not any("coding tune 1" in text for text in encoded)
 
 
 def tune_on(request, backend, progress):

@@ -18,11 +18,13 @@ from autospec.tuning.overall import Known
 from autospec.tuning.overall_answer import for_mix
 from autospec.tuning.overall_proof import OverallProof
 from autospec.tuning.proof import Proof
+from autospec.tuning.resume import FAILED_BEFORE
 from autospec.tuning.run import Tuning
 from tests.report.samples import DRAFTING as ITS_DRAFTING
 from tests.report.samples import recommendation
 from tests.tuning.proofs import lab, ngram
 from tests.tuning.simulated import SimulatedBackend, SimulatedServer
+from tests.tuning.test_failing_prompts import late as late_answer
 from tests.tuning.test_failing_prompts import refusing
 from tests.tuning.test_overall import pairs
 from tests.tuning.test_paired_runner import DRAFTING, TASKS, Watch, pairing
@@ -42,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("no_waits")
 __all__ = ["nobody_else_is_at_work", "request_"]
 
 CODING, WRITING = PromptType.CODING, PromptType.WRITING
+OTHER = ngram(5)
 
 
 def refusing_drafts(*words: str):
@@ -116,6 +119,35 @@ def test_a_failure_that_off_shares_is_not_noted(tmp_path, monkeypatch):
     assert kept == [("cell", DRAFTING, {"p2": "status 500: the answer cannot be parsed."})]
     assert runner.all_failing("cell") == {OFF: {"p1"}, DRAFTING: {"p2"}}
     runner._launches.close()
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_that_off_is_late_once_excuses_no_failure_that_is_known(tmp_path, late):
+    """Off answered it when the other drafting failed; an error without drafting is another matter."""
+    kept: list[object] = []
+    runner, backend = pairing(tmp_path, Watch(), [])
+    runner._on_failing = lambda *found: kept.append(found)
+    for known in (runner._failing, runner._known_failing):
+        known["cell", OTHER] = {"p1": FAILED_BEFORE}
+    backend.before_answer = late_answer('"1"', off=True) if late else refusing('"1"', off=True)
+    list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
+    assert runner.failing("cell", OFF) == {"p1"}
+    assert runner.failing("cell", OTHER) == ({"p1"} if late else set())
+    assert kept == ([] if late else [("cell", OTHER, {})])
+    runner._launches.close()
+
+
+def test_a_drafting_that_is_known_to_fail_is_not_enabled_where_off_is_late(tmp_path, monkeypatch):
+    """Neither is counted out against the other."""
+    made = lab(tmp_path, monkeypatch)
+    [cell] = made.cells
+    pairing_ = made.context.pairing
+    pairing_._failing[cell.cell.key, ngram(4)] = {"a-prove-0": FAILED_BEFORE}
+    pairing_._failing[cell.cell.key, OFF] = {"a-prove-0": "It did not answer within 600 s."}
+    assert made.prove() == [cell]
+    assert cell.decision is not None
+    assert cell.decision.reason == "1 prompt fails with drafting only"
+    made.context.launches.close()
 
 
 def test_the_runner_up_is_proved_instead_without_a_launch_of_the_winner(request_):

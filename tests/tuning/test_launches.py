@@ -12,9 +12,20 @@ from autospec.backends.user_args import args_of_draft
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendMissingError, LaunchError, RequestError
 from autospec.tuning.launches import Launches
-from tests.tuning.simulated import SimulatedBackend
+from tests.tuning.simulated import FakeClock, SimulatedBackend
 
 DRAFTING = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)
+
+
+def test_before_the_first_launch_the_usual_time_is_expected():
+    """A later step of a tune plans with what the tune has seen, until it sees its own."""
+    clock = FakeClock()
+    backend = SimulatedBackend(lambda _d, _t: 1.2, clock=clock, launch_s=20.0)
+    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=2, clock=clock, usual_s=180.0)
+    assert launches.launch_s == 180.0
+    launches.off()
+    assert launches.launch_s == 20.0
+    launches.close()
 
 
 class Reading(SimulatedBackend):

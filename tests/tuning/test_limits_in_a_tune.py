@@ -20,6 +20,7 @@ from autospec.measure.measurements import Sample
 from autospec.recommendations import CONDITIONS, FAILING, LIMITS, Limits, LimitVerdict, Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
+from autospec.tuning.build_recommendation import Cost
 from autospec.tuning.definition import LimitsDefinition, load_definition
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
@@ -405,3 +406,17 @@ def test_without_time_nothing_is_checked(tmp_path):
     request = replace(request_for(tmp_path), budget_s=1e-3)
     recommendation = tune(request, SimulatedBackend(wins), progress).get(PromptType.CODING)
     assert LIMITS not in recommendation.evidence
+
+
+@pytest.mark.process
+def test_a_later_tune_expects_the_launches_to_take_what_they_took(tmp_path):
+    """Two launches of each side, three minutes each: in a tune of five minutes they are not begun."""
+    quick = LimitsDefinition(check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cost, "to_json", lambda _: {"seconds": 600.0, "launches": 2, "launch_seconds": 360.0})
+        tune(request_for(tmp_path, LimitsDefinition()), SimulatedBackend(wins))
+    for budget_s, launched in ((300.0, False), (6000.0, True)):
+        backend, progress = SimulatedBackend(wins), Silent()
+        tune(replace(request_for(tmp_path, quick), budget_s=budget_s), backend, progress)
+        assert bool(backend.launched) is launched
+        assert any("no time for" in told for told in progress.told) is not launched

@@ -17,6 +17,7 @@ from autospec.measure.measurements import DepthCosts, DepthRise, Pair, Sample, S
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import open_store
+from autospec.tuning.build_recommendation import Cost
 from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix
 from autospec.tuning.overall_answer import to_recommendation
 from autospec.tuning.paired_runner import PairedRunner
@@ -433,6 +434,19 @@ def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
     store = open_store(request_.storage)
     assert len(store.overall_answers()) == 1
     store.close()
+
+
+@pytest.mark.process
+def test_without_time_for_its_launches_none_is_begun(request_):  # noqa: F811
+    """The launches of the proofs took three minutes each; earlier those of this step were expected to take no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cost, "to_json", lambda _: {"seconds": 600.0, "launches": 2, "launch_seconds": 360.0})
+        patch.setattr("autospec.tuning.overall_proof.OverallProof._measure", lambda *_: False)
+        Tuning(request_, SimulatedBackend(gains_little), MACHINE, Silent()).run()
+    for budget_s, launched in ((300.0, False), (900.0, True)):
+        backend = SimulatedBackend(gains_little)
+        Tuning(replace(request_, budget_s=budget_s), backend, MACHINE, Silent()).run()
+        assert bool(backend.launched) is launched
 
 
 @pytest.mark.process

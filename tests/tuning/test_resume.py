@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,8 @@ from autospec.measure.measurements import Pair, RequestShape, Shapes
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import Store, open_store
 from autospec.store.queries import ANY_DRAFTS, DraftFile, DraftFiles
+from autospec.tuning.cell import CellRun
+from autospec.tuning.overall_proof import OverallProof
 from autospec.tuning.resume import (
     CellHistory,
     Remeasurement,
@@ -22,6 +25,7 @@ from autospec.tuning.resume import (
     failing_of,
     note_begin,
     note_choice,
+    note_failing,
     note_look,
     renewing,
     save_recommendation,
@@ -152,6 +156,34 @@ class TestPromptsThatFail:
         save_recommendation(store, new, HERE, CELL, failing(NGRAM, PROMPTS))
         assert (served(store).verdict, served(store).drafting) == (Verdict.ENABLE, WITH_DRAFT)
 
+    def test_an_unfinished_proof_of_the_same_drafting_takes_the_place_of_one_that_falls(self, store: Store):
+        """Otherwise the next tune would find it proven, and its runner-up would never be proved."""
+        save(store, failing(NGRAM, PROMPTS))
+        save(store, failing(NGRAM, {"off": [], "drafted": ["p2"]}, Verdict.UNDECIDED, Status.PROVISIONAL))
+        assert (served(store).verdict, served(store).status) == (Verdict.UNDECIDED, Status.PROVISIONAL)
+
+    @pytest.mark.parametrize(
+        ("runner_up", "also", "status"),
+        [
+            (OFF, (), Status.PROVEN),
+            (NGRAM, (), Status.PROVEN),
+            (WITH_DRAFT, (), Status.PROVISIONAL),
+            (NGRAM, ({"verdict": "disable"},), Status.PROVEN),
+            (NGRAM, ({"verdict": "enable"},), Status.PROVISIONAL),
+        ],
+    )
+    def test_a_proof_that_falls_in_the_step_for_all_types(self, store: Store, runner_up, also, status):
+        """It is left to the next tune where another drafting of the cell may be enabled."""
+        save(store, failing(NGRAM, PROMPTS, also_proved=list(also)))
+        session = SimpleNamespace(
+            request=SimpleNamespace(definition=SimpleNamespace(rule=None)), store=store, hardware=HERE
+        )
+        cell = CellRun(CELL, SimpleNamespace(), (), (), winner=NGRAM, runner_up=runner_up)
+        step = OverallProof(session, [cell], None, None, resident=lambda: 2, step=print, failing={})
+        step._keep_failing(SimpleNamespace(all_failing=lambda _: {NGRAM: frozenset({"p2"})}))
+        assert (served(store).verdict, served(store).status) == (Verdict.UNDECIDED, status)
+        assert served(store).reason.endswith("run tune again to continue.") is (status is Status.PROVISIONAL)
+
     @pytest.mark.parametrize(("epoch", "off"), [(7.0, {"p1", "p5"}), (9.0, {"p1"})])
     def test_an_unfinished_proof_leaves_them_with_what_is_served(self, store: Store, epoch: float, off: set):
         """Those of off belong to the pairs of their epoch."""
@@ -255,6 +287,22 @@ class TestHistory:
         """The traffic has changed since; epoch and requests of the first tune stay."""
         first = note_begin(study, CellHistory(), 7.0, Shapes(cached_share=0.5), ())
         assert note_begin(study, first, 8.0, Shapes(cached_share=0.9), ()) == first
+
+    @pytest.mark.parametrize("renewal_s", [None, 900.0])
+    def test_an_epoch_in_the_future_begins_now(self, study, request_, renewal_s):
+        """A clock that was ahead noted it: nothing that is measured until then would count. Looks and failing prompts stay."""
+        wrong = note_begin(study, replace(CellHistory(), restarts=renewal_s is not None), 900.0, Shapes(), ())
+        chosen = note_choice(study, wrong, DRAFTED, OTHER, (None, None))
+        looked = note_look(study, chosen, DRAFTED, 2, PAIRS)
+        note_failing(study, looked, OTHER, {"p1": "status 500"})
+        noted = CellHistory.read(study, None, request_)
+        assert (noted.epoch_s, noted.renewal_s) == (900.0, renewal_s)
+        note_begin(study, noted, 8.0, Shapes(), ())
+        read = CellHistory.read(study, None, request_)
+        assert (read.epoch_s, read.renewal_s) == (8.0, None if renewal_s is None else 8.0)
+        assert (read.looks, read.failing) == (noted.looks, noted.failing)
+        assert (read.last_look(DRAFTED), read.failing) == (2, {OTHER: {"p1": "status 500"}})
+        assert read.remeasurement() == replace(noted.remeasurement(), epoch_s=read.renewal_s)
 
     def test_what_the_prompt_cache_does_counts_as_it_is_now(self, study, request_):
         """A proof that began with an earlier version: it took the drafted server's prompt for cached."""

@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -14,8 +15,11 @@ import sqlalchemy as sa
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import Sample
-from autospec.recommendations import Status, Verdict
+from autospec.recommendations import NO_LIMITS, Status, Verdict
 from autospec.store.database import open_store
+from autospec.tuning.cell import CellRun
+from autospec.tuning.definition import LimitsDefinition
+from autospec.tuning.limit_checks import LimitChecks
 from autospec.tuning.request import TuneRequest
 from tests.tuning.simulated import SimulatedBackend
 from tests.tuning.test_run import TYPES, Silent, draft_of, nobody_else_is_at_work, request_with, suite, tune
@@ -25,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_waits")
 __all__ = ["nobody_else_is_at_work"]  # a fixture
 
 CODING = TYPES[0]
-SPEED = {"draft": 1.3, "new": 1.6, "slow": 0.7}
+SPEED = {"draft": 1.3, "fair": 1.15, "new": 1.6, "slow": 0.7}
 
 
 def draft(main: Model, name: str) -> Model:
@@ -138,6 +142,41 @@ def test_a_slower_named_draft_does_not_replace_what_is_proven(request_):
     assert second.evidence["also_proved"][-1]["verdict"] in ("disable", "undecided")
     simulated, _ = again(request)
     assert not simulated.launched
+
+
+@pytest.mark.process
+def test_the_limits_of_a_drafting_that_is_not_served_are_not_measured(request_, monkeypatch):
+    """The new draft is enabled and gains less, so that the proof stays; the next tune checks what is missing of that."""
+    _, first = again(request_)
+    checked: list[Drafting] = []
+    monkeypatch.setattr(LimitChecks, "run", lambda _, subjects: checked.extend(s.drafting for s in subjects))
+    definition = replace(request_.definition, limits=LimitsDefinition(check=True))
+    request = replace(request_, definition=definition)
+    _, second = again(replace(request, drafts=(draft(request_.model, "fair"),)))
+    assert second.drafting == first.drafting
+    assert second.evidence["also_proved"][-1]["verdict"] == "enable"
+    assert not checked
+    again(request)
+    assert checked == [first.drafting]
+    again(replace(request, drafts=(draft(request_.model, "new"),)))
+    assert [Path(d.draft).stem for d in checked[1:]] == ["new"]
+
+
+@pytest.mark.process
+def test_the_proof_that_stands_is_served_where_the_second_turn_of_a_better_draft_fails(request_, monkeypatch):
+    """Also where a runner-up is left to be proved: what is proven comes first."""
+    _, first = again(request_)
+
+    def check(self: LimitChecks, subjects) -> None:
+        for subject in subjects:
+            self.keep(subject, NO_LIMITS, {"p1": "broken"})
+
+    monkeypatch.setattr(LimitChecks, "run", check)
+    monkeypatch.setattr(CellRun, "has_another", lambda *_: True)
+    definition = replace(request_.definition, limits=LimitsDefinition(check=True))
+    _, second = again(replace(request_, definition=definition, drafts=(draft(request_.model, "new"),)))
+    assert (second.drafting, second.status) == (first.drafting, Status.PROVEN)
+    assert second.evidence["also_proved"][-1]["verdict"] == "undecided"
 
 
 def test_what_was_proven_is_served_while_the_cell_is_measured_again(request_):
@@ -407,3 +446,22 @@ def test_a_proof_that_goes_on_is_for_the_request_that_it_began_with(request_):
     assert gone_on.evidence["request"]["source"] == "suite"
     assert again.evidence["requests"]["traffic"]["answer_tokens"] == 500
     assert again.evidence["request"]["source"] == "traffic"
+
+
+@pytest.mark.process
+def test_a_clock_that_was_ahead_blocks_no_cell(request_, monkeypatch):
+    """The first tune ran a year ahead and ended in its search; what the next one measures is older than its begin."""
+    simulated = backend()
+
+    def interrupt(_server, text):
+        if "prove" in text:
+            raise KeyboardInterrupt
+
+    simulated.before_answer = interrupt
+    with monkeypatch.context() as patch:
+        now = time.time
+        patch.setattr("autospec.tuning.cell.time", SimpleNamespace(time=lambda: now() + 365 * 86400.0))
+        with pytest.raises(KeyboardInterrupt):
+            tune(request_, simulated)
+    _, second = again(request_)
+    assert (second.verdict, second.status) == (Verdict.ENABLE, Status.PROVEN)
