@@ -169,7 +169,7 @@ class Launches:
         if self._off is None:
             if self.resident == 1:
                 self._stop_drafted()
-            self._off = self._launch(OFF)
+            self._off = self._where_it_fits(lambda: self._launch(OFF), self._drafted, self._stop_drafted)
             if self._displaced():
                 self._off = self._launch(OFF)
             self._note(self._off)
@@ -184,7 +184,7 @@ class Launches:
         self._stop_drafted()
         if self.resident == 1:
             self._stop_off()
-        self._drafted = self._where_it_fits(lambda: self._launch(drafting))
+        self._drafted = self._where_it_fits(lambda: self._launch(drafting), self._off, self._stop_off)
         if self._displaced():
             self._drafted = self._launch(drafting)
         self._note(self._drafted)
@@ -340,7 +340,7 @@ class Launches:
         self._stop_drafted()
         begun = self._clock()
         try:
-            server = self._where_it_fits(launch)
+            server = self._where_it_fits(launch, self._off, self._stop_off)
             beside_off = placement_of(server) if self._off is not None else None
             if beside_off is not None and beside_off.lacks_layers(args):
                 server.stop()
@@ -375,15 +375,17 @@ class Launches:
         self._stop_off()
         self._stop_leaving()
 
-    def _where_it_fits(self, launch: Callable[[], Server]) -> Server:
-        """Launch beside off; if two do not fit after all, launches take turns from now on."""
+    def _where_it_fits(
+        self, launch: Callable[[], Server], neighbour: Server | None, stop: Callable[[], None]
+    ) -> Server:
+        """Launch beside a neighbour; if two do not fit after all, it is stopped, and launches take turns from now on."""
         try:
             return launch()
         except LaunchError as error:
-            if error.permanent or self._off is None:
+            if error.permanent or neighbour is None:
                 raise
             why = _one_at_a_time(error)
-        self._stop_off()
+        stop()
         server = launch()
         if self.resident == 2:
             self._take_turns(why)

@@ -264,8 +264,7 @@ class Proof:
         return gave_up or (cell.cell.key, cell.winner) in self._failed
 
     def _fails(self, cell: CellRun) -> int:
-        """Number of prompts that fail with the winner and not without."""
-        # Also those that off answered once and was late with since.
+        """Number of prompts that fail with the winner and not without, or that off answered once and was late with since."""
         return len(self._context.pairing.failing(cell.cell.key, cell.winner))
 
     def _rule(self, cell: CellRun) -> Rule:
@@ -317,9 +316,7 @@ class Proof:
         if not (enabled and first and predictable(cell.runner_up) and self._predicts(cell)):
             return False
         assert predictions is not None
-        if pairing.gave_up(key, cell.runner_up) or pairing.failing(key, cell.runner_up) - pairing.failing(
-            key, OFF
-        ):
+        if pairing.gave_up(key, cell.runner_up) or pairing.failing(key, cell.runner_up):
             return False
         round_s = pairing.expected_s(self._tasks(cell, 1), cell.runner_up)
         request_s = pairing.pace.request_s(key, OFF)

@@ -77,9 +77,7 @@ def test_a_clear_gain_takes_few_launches(request_):
     assert recommendation.verdict is Verdict.ENABLE
     assert recommendation.speedup > 2.0
     assert len(backend.main_launches()) <= 4
-    assert recommendation.evidence["prediction"]["expected"] == pytest.approx(
-        recommendation.speedup, rel=0.15
-    )
+    assert recommendation.evidence["prediction"]["expected"] == pytest.approx(recommendation.speedup, rel=0.2)
 
 
 def test_a_hopeless_draft_is_never_launched(request_):
@@ -171,7 +169,7 @@ def test_wrong_costs_leave_prediction_in_charge(request_):
     assert any("its costs are corrected" in line for line in told)
     assert not any("no longer trusted" in line for line in told)
     assert recommendation.verdict is Verdict.ENABLE
-    assert recommendation.evidence["trials"] <= 6
+    assert recommendation.evidence["trials"] <= 8
     arm = Arm(Mode.DRAFT_MODEL, recommendation.drafting.draft)
     grid = [d for d in Space((arm,), request_.definition.space).grid() if not d.n_min]
     best = max(generated(backend, request_, d) for d in grid)

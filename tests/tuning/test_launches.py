@@ -28,6 +28,22 @@ def test_before_the_first_launch_the_usual_time_is_expected():
     launches.close()
 
 
+@pytest.mark.parametrize("order", [(OFF, DRAFTING), (DRAFTING, OFF)])
+def test_whichever_is_launched_second_gets_the_memory_of_the_first(order):
+    """Where two do not fit after all. Off, launched second in every other block of pairs, ended the tune with "Out of memory"."""
+    backend = SimulatedBackend(lambda _d, _t: 1.2)
+
+    def refuse(_drafting: Drafting) -> None:
+        if backend.running:
+            raise LaunchError("Out of memory.")
+
+    backend.before_launch = refuse
+    with Launches(backend, "/main.gguf", LaunchSettings(), resident=2) as launches:
+        for drafting in order:
+            server = launches.off() if drafting.is_off else launches.drafted(drafting)
+        assert (launches.resident, backend.most_running, server.drafting) == (1, 1, order[1])
+
+
 class Reading(SimulatedBackend):
     """A backend with a scorer, or a broken one."""
 
