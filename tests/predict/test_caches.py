@@ -350,7 +350,13 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
         calm = SimpleNamespace(after=lambda _: False)
         asking = Asking("p", 48, 0.0, StateWatch(lambda: launches.pids))
         length = OffLength(asking)
-        pairing = SimpleNamespace(calm=calm, stand_for=lambda *_: None, pace=Pace(), off_length=length)
+        pairing = SimpleNamespace(
+            calm=calm,
+            stand_for=lambda *_: None,
+            failing=lambda *_: set(),
+            pace=Pace(),
+            off_length=length,
+        )
         store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
         space = Space(arms, definition.space)
         context = TuneContext(definition, space, launches, pairing, Budget(600.0), told, asking, store)
