@@ -285,7 +285,7 @@ def _closed(model: Tunable, found: KnownCell | None, effort: Effort) -> Later | 
 
 def _not_before(effort: Effort, now: float) -> float | None:
     # A failure in the future is from before the clock was set back. How long ago it was is unknown, and a pause that counts from
-    # now would begin anew with each survey.
+    # now would start again at each survey.
     if not effort.failures or effort.last_at > now:
         return None
     until = effort.last_at + min(
