@@ -75,14 +75,16 @@ def _forecast(
 ) -> tuple[list[Drafting], list[Drafting]]:
     """Autospec's choice before any launch and after each, and its launches."""
     arms = {d: Arm(d.mode, d.draft) for d in own}
-    space = SimpleNamespace(grid=lambda: list(own), arm_of=arms.get, arms=tuple(dict.fromkeys(arms.values())))
+    space = SimpleNamespace(
+        grid=lambda: list(own), arm_of=arms.get, arms=tuple(dict.fromkeys(arms.values())), combines=False
+    )
     forecast = Forecast(predictor, space, _THRESHOLD, lambda _: None)
     cell = SimpleNamespace(
         cell=SimpleNamespace(key=prompt_type), prompt_type=prompt_type, trial_values={}, winner=OFF
     )
     launched: list[Drafting] = []
     choices = [_choice(cell, space, forecast)]
-    while (drafting := forecast.next([cell], set(launched), set())) is not None:
+    while (drafting := forecast.next([cell], set(launched))) is not None:
         launched.append(drafting)
         cell.trial_values[drafting] = math.exp(statistics.fmean(p.log_ratio for p in own[drafting]))
         forecast.observe(drafting, {prompt_type: own[drafting]})
