@@ -369,13 +369,17 @@ class Supervisor:
         try:
             async with self._looking:
                 await self._look(late=True)
-                try:
-                    await self._learn()
-                except AutospecError as error:  # a new model is served without its recommendations
-                    self._newest = -1  # the poll tries again
-                    _log.warning("%s", error)
+                await self._learn_now_or_later()  # a new model is served without its recommendations
         finally:
             self._scan = None
+
+    async def _learn_now_or_later(self) -> None:
+        """Read the recommendations; if that fails, keep what is known until the poll has read them."""
+        try:
+            await self._learn()
+        except AutospecError as error:
+            self._newest = -1  # the poll tries again
+            _log.warning("%s", error)
 
     async def _look(self, *, late: bool = False) -> None:
         """Scan the disk and probe the backends; keep the last result if that fails or takes too long.
@@ -414,13 +418,7 @@ class Supervisor:
         """Mark the recommendations of a drafting that does not start, unless its build or file was replaced meanwhile."""
         async with self._looking:
             await self._look()
-            try:
-                await self._learn()
-            except (
-                AutospecError
-            ) as error:  # what is known already names the drafting, which is given up in any case
-                self._newest = -1  # the poll tries again
-                _log.warning("%s", error)
+            await self._learn_now_or_later()  # what is known already names the drafting
         reconciler, name, drafting = self._reconciler, launch.model, launch.drafting
         if not reconciler.options.registry.has(name):
             return

@@ -351,10 +351,10 @@ class Proof:
 
     def _end_contest(self, cell: CellRun, stored: Callable[[CellRun], Recommendation | None]) -> None:
         """Continue with the drafting that is served: the first one, unless a better proof of the other was stored."""
-        first, second, served = cell.other, cell.decision, stored(cell)
+        first, second = cell.other, cell.decision
         if cell.pending and second is not None:
             self._end(cell, second)
-            served = stored(cell)
+        served = stored(cell)
         if first is not None and (served is None or served.drafting != cell.winner):
             cell.turn_to(first.drafting, decision=first.decision, rounds=first.rounds)
         cell.stands = None

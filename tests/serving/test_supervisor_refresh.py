@@ -164,9 +164,8 @@ def test_a_draft_on_a_disk_that_hangs_keeps_nobody_waiting(monkeypatch):
     asyncio.run(scenario())
 
 
-def test_a_drafting_that_does_not_start_is_marked_while_a_folder_hangs(monkeypatch, caplog):
-    """It was given up, but its recommendation stayed proven and nothing said why."""
-    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
+def folder_that_hangs(monkeypatch) -> threading.Event:
+    """While the event is not set, the folder of a draft does not answer who reads the recommendations. It is set at first."""
     answers, known_of = threading.Event(), supervisor_module.known_of
     answers.set()
 
@@ -175,6 +174,13 @@ def test_a_drafting_that_does_not_start_is_marked_while_a_folder_hangs(monkeypat
         return known_of(*args, **more)
 
     monkeypatch.setattr(supervisor_module, "known_of", slowly)
+    return answers
+
+
+def test_a_drafting_that_does_not_start_is_marked_while_a_folder_hangs(monkeypatch, caplog):
+    """It was given up, but its recommendation stayed proven and nothing said why."""
+    monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
+    answers = folder_that_hangs(monkeypatch)
 
     async def scenario() -> None:
         scene = FaultyScene(models=(ALPHA,), stored=[recommend(LOOKUP)])
@@ -337,14 +343,7 @@ def test_a_new_model_gets_its_recommendations_when_its_draft_answers(monkeypatch
     """A scan found it while the folder of its draft hung, and nothing read its recommendations again."""
     monkeypatch.setattr(supervisor_module, "_SCAN_WAIT_S", 0.2)
     monkeypatch.setattr(supervisor_module, "_POLL_S", 0.005)
-    answers, known_of = threading.Event(), supervisor_module.known_of
-    answers.set()
-
-    def slowly(*args, **more):
-        assert answers.wait(20)
-        return known_of(*args, **more)
-
-    monkeypatch.setattr(supervisor_module, "known_of", slowly)
+    answers = folder_that_hangs(monkeypatch)
 
     async def scenario() -> None:
         scene = FaultyScene(models=(ALPHA,), stored=[recommend(LOOKUP, of=BETA)])

@@ -171,31 +171,10 @@ _LEFT_OUT = frozenset(
 # Words that make another model of one with the same name; a date does so, too.
 _VARIANTS = frozenset(
     {
-        "thinking",
-        "reasoning",
-        "reasoner",
-        "coder",
-        "code",
-        "vl",
-        "vision",
-        "omni",
-        "audio",
-        "math",
-        "base",
-        "distill",
-    }
-    | {
-        "mini",
-        "nano",
-        "lite",
-        "air",
-        "flash",
-        "next",
-        "guard",
-        "embedding",
-        "reranker",
-        "abliterated",
-        "uncensored",
+        *("thinking", "reasoning", "reasoner", "coder", "code", "vl"),
+        *("vision", "omni", "audio", "math", "base", "distill"),
+        *("mini", "nano", "lite", "air", "flash", "next", "guard"),
+        *("embedding", "reranker", "abliterated", "uncensored"),
     }
 )
 _DATE = re.compile(r"\d{4}|\d{6}|\d{8}")

@@ -82,9 +82,8 @@ class MlxPackage:
             BackendMissingError: It is not installed, is too old, or cannot be loaded on this machine.
         """
         package = cls._probed(state_dir)
-        if (
-            _NO_CACHE[0] not in package.options
-        ):  # it came with 0.31 (mlx-lm #906), and every measured launch needs it
+        # The option came with 0.31 (mlx-lm #906), and every measured launch needs it.
+        if _NO_CACHE[0] not in package.options:
             raise BackendMissingError(
                 f"The server of {package.build.version} has no {_NO_CACHE[0]}, which autospec needs: mlx-lm has it since 0.31.",
                 install_line("mlx"),
