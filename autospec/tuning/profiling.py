@@ -507,14 +507,7 @@ class Profiler:
         self, draft: str, recordings: dict[str, dict[str, Recording]], late: Callable[[], bool]
     ) -> DraftPass:
         identity = self._context.space.draft_id(draft)
-        profiles: dict[str, AnswerProfile] = {}
-        missing: list[tuple[CellRun, Recording]] = []
-        for cell, recording in _by_turns([(c, recordings[c.cell.key].values()) for c in self._cells]):
-            data = self._stored(cell, "profile").get(f"{identity}/{recording.prompt_id}")
-            if (profile := _read(AnswerProfile.from_json, data)) is not None:
-                profiles[recording.prompt_id] = profile
-            else:
-                missing.append((cell, recording))
+        profiles, missing = self._stored_profiles(identity, recordings)
         times = self._stored_times(identity)
         every = [r for own in recordings.values() for r in own.values()]
         # A dropped draft's batches were not timed.
@@ -537,6 +530,8 @@ class Profiler:
         # A sliding-window cache is kept whole; a recurrent state needs its checkpoints, or restarts at every miss.
         state = keeps_state(draft)
         more = WHOLE_BATCHES if timed_apart(draft) and not state else ()
+        # The search has timed this draft; a proof needs only what it says of more answers.
+        timed = times if times is not None and times.batch_ms and not self._hurried else None
         with self._context.launches.alone(draft, more) as server:
             if (tokens := server.tokens) is None:
                 raise BackendError(f"{server.base_url} cannot be asked in tokens.")
@@ -557,12 +552,14 @@ class Profiler:
                         longest=self._longest,
                         scorer=scorer,
                         p_min=self._context.launches.takes_p_min,
-                        timed=not state,
+                        timed=not state and timed is None,
                         keep=keep,
                         enough=lambda read: self._over or (read >= len(lacking) and late()),
                         hopeless=partial(self._hopeless, draft, recordings, profiles),
                     )
                 )
+            if timed is not None:
+                return replace(timed, profiles=profiles, hopeless=made.hopeless)
             if not made.hopeless and not state:
                 read = next(r for r in todo if r.prompt_id in made.profiles)
                 read_ms = made.profiles[read.prompt_id].draft_prompt_ms / len(read.prompt_ids)
@@ -572,6 +569,20 @@ class Profiler:
             made = replace(made, batch_ms=batches)
         self._keep_times(identity, made)
         return replace(made, profiles=profiles)
+
+    def _stored_profiles(
+        self, identity: str, recordings: dict[str, dict[str, Recording]]
+    ) -> tuple[dict[str, AnswerProfile], list[tuple[CellRun, Recording]]]:
+        """What a draft said of the answers that it has read, and the answers that it has not read."""
+        profiles: dict[str, AnswerProfile] = {}
+        missing: list[tuple[CellRun, Recording]] = []
+        for cell, recording in _by_turns([(c, recordings[c.cell.key].values()) for c in self._cells]):
+            data = self._stored(cell, "profile").get(f"{identity}/{recording.prompt_id}")
+            if (profile := _read(AnswerProfile.from_json, data)) is not None:
+                profiles[recording.prompt_id] = profile
+            else:
+                missing.append((cell, recording))
+        return profiles, missing
 
     def _hopeless(
         self,

@@ -54,6 +54,28 @@ def test_a_proof_does_not_try_again_what_cannot_be_timed(request_, predicted, mo
     assert sum("Batches cannot be timed here" in line for line in told) == 1
 
 
+def test_a_proof_does_not_time_again_what_the_search_has_timed(request_, predicted, monkeypatch):
+    """The draft reads the proof's answers in a launch of its own; its batches are timed in the search's launch alone."""
+    timed, read = {}, {}  # a server's identity → the server
+    batch_ms, propose = MachineTokens.batch_ms, MachineTokens.propose
+
+    def of_batch(self, *args):
+        timed[id(self.server)] = self.server
+        return batch_ms(self, *args)
+
+    def of_answer(self, *args):
+        read[id(self.server)] = self.server
+        return propose(self, *args)
+
+    monkeypatch.setattr(MachineTokens, "batch_ms", of_batch)
+    monkeypatch.setattr(MachineTokens, "propose", of_answer)
+    tune(request_, machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY))
+    assert all(predicted)
+    paths = [server.alone for server in read.values()]
+    assert len(paths) > len(set(paths))
+    assert sorted(s.alone for s in timed.values() if s.alone) == sorted(set(paths))
+
+
 def test_a_dropped_draft_costs_no_more(request_, monkeypatch):
     """No batches of it are timed, and when something new opens the search again, it is not even launched."""
     better, worse = (str(model.path) for model in request_.models[1:])

@@ -77,9 +77,9 @@ seed = 1
 threshold = 0.02
 worth_proving = 0.05
 error_rate = 0.01
-looks = [1, 2, 4]
+looks = [1, 2]
 [budget]
-time = "3m"
+time = "90s"
 search_share = 0.5
 """
 DEADLINE_S = 400.0
@@ -220,20 +220,20 @@ def test_kill_9_in_the_middle_of_a_trial_leaves_no_orphan_and_loses_nothing(comm
     until(lambda: servers(home) == [], "the end of every server")
     before = rows(home)
     assert before >= 2
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    again = [*command, "--budget", "20s"]  # a pair takes less than a second; one that goes on is enough
+    done = subprocess.run(again, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert rows(home) > before
     assert json.loads(done.stdout)["recommendations"][0]["pairs"] >= 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_keeps_what_is_known(command, number):
-    """Ctrl-C and a polite kill end with 130, a document, a sentence and no server."""
+def test_interrupt_keeps_what_is_known(command):
+    """Ctrl-C ends with 130, a document, a sentence and no server. test_tune_display.py has the other signals."""
     home = os.environ["AUTOSPEC_HOME"]
     with running(command) as child:
         until(lambda: rows(home) >= 2 or child.poll() is not None, "the first pair")
-        child.send_signal(number)
+        child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=DEADLINE_S)
     assert child.returncode == 130, err
     assert "run the same command again" in err
