@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from autospec.backends.placement import Where, room_bytes, weights_of
+from autospec.backends.protocol import Backend
+from autospec.backends.registry import OnDevices
 from autospec.catalog.model import USUAL_TEMPERATURE, Model, context_of, loads_projector, temperature_of
 from autospec.cells import Hardware, options_in
 from autospec.drafting import OFF, Drafting
@@ -50,14 +52,15 @@ _START_S: Final = 1.5
 _BYTES_PER_S: Final = 1e9
 
 
-def memory_limit_bytes(settings: Settings, hardware: Hardware) -> int:
+def memory_limit_bytes(settings: Settings, hardware: Hardware, backend: Backend | None = None) -> int:
     """Memory limit for all servers together: the user's, or else that of the place where they keep their models.
 
-    That is the graphics cards if they have memory of their own, or else a share of the machine's memory, which a Mac's GPU may limit.
+    That is the graphics cards if they have memory of their own and `backend` uses them, or else a share of the machine's memory,
+    which a Mac's GPU may limit.
     """
     if settings.memory_limit:
         return int(settings.memory_limit * _GIB)
-    if cards_bytes := _cards_bytes(settings, hardware):
+    if (cards_bytes := _cards_bytes(settings, hardware)) and not _on_processor(backend):
         return cards_bytes
     share_bytes = hardware.memory_bytes * _MEMORY_SHARE
     if gpu_bytes := shared_limit_bytes(hardware):
@@ -73,6 +76,11 @@ def _cards_bytes(settings: Settings, hardware: Hardware) -> int:
         return 0
     empty = [replace(card, free_bytes=card.total_bytes) for card in cards(hardware)]
     return room_bytes(empty, weights) or 0
+
+
+def _on_processor(backend: Backend | None) -> bool:
+    """Whether a build finds no card: one without GPU code, or one whose driver does not fit."""
+    return isinstance(backend, OnDevices) and backend.devices() == ()
 
 
 def footprint(
@@ -181,7 +189,8 @@ class LaunchOptions:
         self.registry = registry
         self.known: Mapping[str, ModelAdvice] = {}
         self._settings = settings
-        self.limit_bytes = memory_limit_bytes(settings, hardware)
+        of_gguf = registry.engines.get("gguf")
+        self.limit_bytes = memory_limit_bytes(settings, hardware, of_gguf.backend if of_gguf else None)
         self._on_cpu = not hardware.gpu
         self._pool = pool
         self._backoff = backoff

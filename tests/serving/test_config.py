@@ -10,6 +10,7 @@ import pytest
 from autospec.drafting import OFF
 from autospec.errors import SettingsError
 from autospec.hardware import gpu
+from autospec.hardware.gpu import Device
 from autospec.recommendations import Status
 from autospec.serving.launch_options import (
     Backoff,
@@ -91,6 +92,24 @@ def test_cards_may_have_more_memory_than_the_system(two_cards):
     """The weights are not in the system's memory then."""
     small = dataclasses.replace(WITH_CARDS, memory_bytes=16 * GIB)
     assert memory_limit_bytes(load_settings(), small) == 34 * GIB
+
+
+class Build:
+    """A build that finds these devices."""
+
+    def __init__(self, *found: Device) -> None:
+        self.found = found
+
+    def devices(self) -> tuple[Device, ...]:
+        """As ``--list-devices`` has them."""
+        return self.found
+
+
+def test_a_build_for_the_processor_beside_cards_gets_the_share_of_the_memory(two_cards):
+    """Its models are in the system's memory, whatever the driver lists."""
+    seen = Device("CUDA0", "NVIDIA GeForce RTX 4090", 24 * GIB, 24 * GIB)
+    assert memory_limit_bytes(load_settings(), WITH_CARDS, Build()) == 48 * GIB
+    assert memory_limit_bytes(load_settings(), WITH_CARDS, Build(seen)) == 34 * GIB
 
 
 def test_graphics_in_the_processor_keep_the_share_of_the_memory(monkeypatch):
