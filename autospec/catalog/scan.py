@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -113,6 +115,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 CACHE_FILE: Final = "models.json"
+# A disk that sleeps needs some ten seconds.
+_ANSWERS_WITHIN_S: Final = 15.0
 # Below the cache folder: links with a plain name to models whose path is not UTF-8.
 _LINKS: Final = "links"
 
@@ -131,7 +135,8 @@ class Catalog:
     """The models that were found, each file once, by name; a warning per unreadable file or folder; the searched folders.
 
     `own`: what the config says of single models. `links`: the folder for links to models whose path is not UTF-8; without one,
-    such models are refused. `others`: the names of files that are no language models, and what they are.
+    such models are refused. `others`: the names of files that are no language models, and what they are. `silent`: folders that
+    did not answer, whose models are missing.
     """
 
     models: tuple[Model, ...]
@@ -140,6 +145,7 @@ class Catalog:
     own: OwnSettings = field(default_factory=OwnSettings, compare=False)
     links: Path | None = field(default=None, compare=False)
     others: Mapping[str, Role] = field(default_factory=dict, compare=False)
+    silent: tuple[Path, ...] = ()
 
     def find(self, name: str) -> Model:
         """Return the model for a path, also outside the catalogue, a name, or an unambiguous part of one.
@@ -212,12 +218,13 @@ def scan(
     where += tuple(_beside(name) for name in beside if os.path.exists(_expanded(name)))  # noqa: PTH110
     cache = MetadataCache(settings.cache_dir / CACHE_FILE)
     links = settings.cache_dir / _LINKS
-    warnings: list[str] = []
+    silent = _silent([place.path for place in where])
+    warnings = [f"{path} does not answer: models in it are left out." for path in silent]
     models: dict[Path, Model] = {}
     projectors: dict[Path, Path] = {}
     others: dict[str, Role] = {}
     spellings: dict[tuple[int, int], Path] = {}
-    for place in where:
+    for place in (place for place in where if place.path not in silent):
         for found in _in(place, warnings):
             real = _first_spelling(_real(found.path), spellings)
             if found.projector is not None:
@@ -252,7 +259,24 @@ def scan(
         own=dataclasses.replace(own, projectors=_projectors(described, projectors)),
         links=links,
         others=others,
+        silent=silent,
     )
+
+
+def _silent(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The files and folders that do not answer, such as a network share that is gone: a look at them may never end."""
+    looks = [threading.Thread(target=_look_at, args=(path,), daemon=True) for path in paths]
+    for look in looks:
+        look.start()
+    until_s = time.monotonic() + _ANSWERS_WITHIN_S
+    for look in looks:
+        look.join(max(0.0, until_s - time.monotonic()))
+    return tuple(path for path, look in zip(paths, looks, strict=True) if look.is_alive())
+
+
+def _look_at(path: Path) -> None:
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        next(entries, None)
 
 
 def _no_model(name: str, role: Role) -> ModelChoiceError:

@@ -143,6 +143,7 @@ def survey(
     catalog = scan(settings)
     aim, note = aim_in_force(settings.aim, hardware)
     notes = [note] if note else []
+    notes += [f"{folder} does not answer: models in it are left out." for folder in catalog.silent]
 
     def request_for(model: Model) -> TuneRequest:
         return TuneRequest(
@@ -159,10 +160,12 @@ def survey(
 
     whole = [request_for(model) for model in catalog.models if model.head is None]
     models = _tunables(whole, settings, hardware, found=found, notes=notes, now=now)
+    # A draft in a folder that does not answer was not removed.
+    judged = [replace(m, basis={**m.basis, "drafts": None}) for m in models] if catalog.silent else models
     with closing(open_store(settings.storage, notes.append)) as store:
         samples = store.samples(since=now - _USES_S)
         ours = [s for s in store.recommendations() if s.recommendation.aim is aim]
-        stored, marked, gaps = _mark_stale(store, ours, models, samples, hardware)
+        stored, marked, gaps = _mark_stale(store, ours, judged, samples, hardware)
         # An overall answer is about speed alone.
         answers = _answers(models, store.overall_answers(), hardware) if aim is Aim.SPEED else {}
     if said := announce(stored, settings.state_dir, settings.on_change):

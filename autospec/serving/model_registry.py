@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from autospec.settings import Settings
 
 __all__ = ["DraftingSwitches", "Engine", "ModelRegistry", "engines_of", "read_registry", "switches_path"]
 
+_log = logging.getLogger(__name__)
 # Cached names of clients; more than this is a client that guesses names.
 _MOST_REMEMBERED: Final = 1024
 # Backend for a format that the chosen backend cannot read; empty for the chosen backend itself.
@@ -54,7 +55,8 @@ class ModelRegistry:
 
     Every complete language model is offered, including small ones that also serve as draft models. Draft heads are not:
     they cannot answer alone. Nor are models of a format without an engine; `refused` says why, by format. `own` is what the
-    config says of single models, and `sizes` has the bytes of the files that servers load besides models.
+    config says of single models, and `sizes` has the bytes of the files that servers load besides models. `silent` are folders that
+    did not answer the scan.
     """
 
     def __init__(
@@ -64,8 +66,11 @@ class ModelRegistry:
         refused: Mapping[Format, str] = MappingProxyType({}),
         own: OwnSettings | None = None,
         sizes: Mapping[Path, int] = MappingProxyType({}),
+        *,
+        silent: Sequence[Path] = (),
     ) -> None:
         self.catalog = models
+        self.silent = silent
         self.own = own or OwnSettings()
         self.sizes = sizes
         # Of several files with one name only the first is offered.
@@ -101,7 +106,25 @@ class ModelRegistry:
         if not engines:
             return self
         refused = {kind: why for kind, why in self._reasons.items() if kind not in engines}
-        return ModelRegistry(self.catalog, {**self.engines, **engines}, refused, self.own, self.sizes)
+        return self._with(engines={**self.engines, **engines}, refused=refused)
+
+    def keeping(self, before: ModelRegistry) -> ModelRegistry:
+        """The same with the models that an earlier scan found in folders that do not answer now."""
+        kept = [m for m in before.catalog if any(m.path.is_relative_to(folder) for folder in self.silent)]
+        if not kept:
+            return self
+        sections = {m.fingerprint: s for m in kept if (s := before.own.of(m)) is not None}
+        own = replace(
+            self.own,
+            sections={**sections, **self.own.sections},
+            projectors={**before.own.projectors, **self.own.projectors},
+        )
+        models = sorted((*self.catalog, *kept), key=lambda m: (m.name.casefold(), str(m.path)))
+        return self._with(models=tuple(models), own=own, sizes={**before.sizes, **self.sizes})
+
+    def _with(self, **changes: Any) -> ModelRegistry:
+        now = {"models": self.catalog, "engines": self.engines, "refused": self._reasons, "own": self.own}
+        return ModelRegistry(**{**now, "sizes": self.sizes, "silent": self.silent, **changes})
 
     def find(self, name: str) -> Model:
         """Find the model with a client's name for it, or with the path of an offered model; other paths are refused.
@@ -160,7 +183,11 @@ def read_registry(
 ) -> ModelRegistry:
     """Scan the disk for models; blocks."""
     catalog = scan(settings)
-    return ModelRegistry(catalog.models, engines, refused, catalog.own, _sizes(catalog.own))
+    for folder in catalog.silent:
+        _log.warning("%s does not answer; what an earlier scan found in it stays.", folder)
+    return ModelRegistry(
+        catalog.models, engines, refused, catalog.own, _sizes(catalog.own), silent=catalog.silent
+    )
 
 
 def _sizes(own: OwnSettings) -> dict[Path, int]:
@@ -175,8 +202,6 @@ def _sizes(own: OwnSettings) -> dict[Path, int]:
             sizes[file] = file.stat().st_size
     return sizes
 
-
-_log = logging.getLogger(__name__)
 
 _SCHEMA: Final = 1
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})

@@ -164,9 +164,11 @@ class Reconciler:
     def offer(self, registry: ModelRegistry) -> None:
         """Take the result of a new scan of the disk.
 
-        Models that are gone are unloaded, and servers whose build or file was replaced are replaced. An upgrade takes a program
-        away for a moment: an engine that is missing, or is another backend's, counts only when a scan `MISSED_S` later says so.
+        Models that are gone are unloaded, unless their folder does not answer, and servers whose build or file was replaced are
+        replaced. An upgrade takes a program away for a moment: an engine that is missing, or is another backend's, counts only when a
+        scan `MISSED_S` later says so.
         """
+        registry = registry.keeping(self.options.registry)
         now, before = self._clock(), self.options.registry.engines
         missed = [kind for kind, engine in before.items() if not registry.still_has(kind, engine)]
         self._missed_since_s = {kind: self._missed_since_s.get(kind, now) for kind in missed}

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from autospec.catalog import gguf as gguf_file
 from autospec.catalog import mlx as mlx_folder
+from autospec.catalog import scan
 from autospec.catalog.candidates import candidates
 from autospec.catalog.folders import printable
 from autospec.catalog.scan import Catalog
@@ -53,6 +55,26 @@ class TestLayouts:
         catalog = look()
         assert [(m.name, m.source) for m in catalog.models] == [("a", "folder"), ("B", "folder")]
         assert catalog.warnings == ()
+
+    def test_a_folder_that_does_not_answer_hides_no_other(
+        self, look: Look, models_dir: Path, home: Path, monkeypatch
+    ) -> None:
+        """A network share that is gone: a look at it may never end, and the search waited for it for ever."""
+        write_gguf(models_dir / "a.gguf", seed=1)
+        lost = home / ".lmstudio" / "models"
+        lost.mkdir(parents=True)
+        write_gguf(lost / "b.gguf", seed=2)
+        answers, look_at = threading.Event(), scan._look_at
+        monkeypatch.setattr(scan, "_ANSWERS_WITHIN_S", 0.2)
+        monkeypatch.setattr(
+            scan, "_look_at", lambda path: answers.wait(20) if path == lost else look_at(path)
+        )
+        catalog = look()
+        answers.set()
+        assert names(catalog) == ["a"]
+        assert catalog.silent == (lost,)
+        assert catalog.warnings == (f"{lost} does not answer: models in it are left out.",)
+        assert names(look()) == ["a", "b"]
 
     def test_llama_cpp_cache(self, look: Look, home: Path) -> None:
         """llama.cpp's own cache is flat."""

@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 
+from autospec.backends.registry import backend_for
+from autospec.catalog.scan import scan
 from autospec.cells import PromptType
+from autospec.daemon import work_finder
 from autospec.drafting import OFF
 from autospec.hardware import identify
 from autospec.hardware.energy import aim_in_force
+from autospec.hardware.identity import host_digest
 from autospec.measure.measurements import Sample
 from autospec.recommendations import OVERALL_MIX, Status, Verdict
 from autospec.settings import load_settings
@@ -172,3 +176,24 @@ def test_what_is_not_understood_in_the_database_is_a_note(home: Path):
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE autospec_recommendations SET recommendation = '{}'")
     assert "does not understand 1 recommendation" in look()["notes"][-1]
+
+
+def test_a_draft_in_a_folder_that_does_not_answer_was_not_removed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its proof holds, and the daemon says which folder is silent."""
+    settings = load_settings()
+    catalog = scan(settings)
+    main = next(m for m in catalog.models if m.name.startswith("SmolLM2-135M"))
+    build = backend_for("embedded", settings).capabilities().build
+    basis = {"host": host_digest(), "build": build.version, "drafts": {"draft-model:gone": "Gone"}}
+    prove(main.name, basis=basis)
+    lost = home / "share"
+    without = replace(catalog, models=(main,), silent=(lost,))
+    monkeypatch.setattr(work_finder, "scan", lambda _settings: without)
+    found = work_finder.survey(settings, {}, {}, time.time())
+    assert found.marked == []
+    assert f"{lost} does not answer: models in it are left out." in found.notes
+    monkeypatch.setattr(work_finder, "scan", lambda _settings: replace(without, silent=()))
+    (marked,) = work_finder.survey(settings, {}, {}, time.time()).marked
+    assert "Gone no longer fits" in marked

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from autospec.catalog.model import Head
+from autospec.catalog.resolve import OwnSettings
 from autospec.errors import BackendMissingError, UsageError
 from autospec.serving.model_registry import Engine, ModelRegistry, engines_of
-from autospec.settings import load_settings
+from autospec.settings import ModelSettings, load_settings
 from tests.serving.scene import ALPHA, BETA, FakeBackend, FakeMlx, model
 
 BACKEND, MLX = FakeBackend(), FakeMlx()
@@ -77,3 +78,20 @@ def test_what_is_not_installed():
         engines_of(load_settings(overrides={"backend": "mlx"}), backend_for)
     with pytest.raises(UsageError, match="nonsense"):
         engines_of(load_settings(overrides={"backend": "nonsense"}), backend_for)
+
+
+def test_models_in_a_folder_that_does_not_answer_stay():
+    """With their sections of the config; models that are gone from a folder that answers do not stay."""
+    section = ModelSettings(name="beta", server_args=("-c", "512"))
+    before = ModelRegistry(
+        (ALPHA, BETA),
+        {"gguf": ENGINE},
+        own=OwnSettings({BETA.fingerprint: section, ALPHA.fingerprint: section}),
+    )
+    now = ModelRegistry((), {"gguf": ENGINE}, silent=[BETA.path.parent])
+    alone = dataclasses.replace(ALPHA, path=Path("/elsewhere/alpha.gguf"))
+    assert [m.name for m in now.keeping(before).models] == [ALPHA.name, BETA.name]
+    assert now.keeping(before).own.of(BETA) == section
+    moved = ModelRegistry((alone, BETA), {"gguf": ENGINE})
+    assert [m.name for m in now.keeping(moved).models] == [BETA.name]
+    assert ModelRegistry((), {"gguf": ENGINE}).keeping(before).models == ()
