@@ -84,6 +84,12 @@ class Text:
     p: np.ndarray
     after_miss: np.ndarray
 
+    def cut(self, n: int) -> Text:
+        """The same, whose answer ends after n tokens."""
+        if n >= len(self.answer):
+            return self
+        return Text(self.prompt_ids, self.answer[:n], self.hits[:n], self.p[:n], self.after_miss[:n])
+
 
 @dataclass
 class Machine:
@@ -127,6 +133,7 @@ class Machine:
         self._numbers = itertools.count()
         self._texts: dict[tuple[str, int, str], Text] = {}
         self._asked: dict[tuple[int, ...], tuple[str, int]] = {}
+        self._longest: dict[str, int] = {}  # of the answers to these words
         self.wander = 0.0
 
     def capabilities(self) -> Capabilities:
@@ -157,12 +164,13 @@ class Machine:
         return [d for path, d in self.launched if path == self.main_path and not d.is_off]
 
     def text(self, words: str, max_tokens: int, draft: str = "") -> Text:
-        """The truth of a prompt, and of one draft about it; the same whenever it is asked."""
-        key = (words, max_tokens, draft)
+        """The truth of a prompt, and of one draft about it; a shorter answer is the beginning of a longer one before it."""
+        longest = self._longest[words] = max(max_tokens, self._longest.get(words, 0))
+        key = (words, longest, draft)
         if key not in self._texts:
-            self._texts[key] = self._make(words, max_tokens, draft)
-            self._asked[self._texts[key].prompt_ids] = (words, max_tokens)
-        return self._texts[key]
+            self._texts[key] = self._make(words, longest, draft)
+            self._asked[self._texts[key].prompt_ids] = (words, longest)
+        return self._texts[key].cut(max_tokens)
 
     def find(self, ids: Sequence[int], draft: str = "") -> tuple[Text, int]:
         """The text that begins so, and how many tokens of its answer are among `ids`."""

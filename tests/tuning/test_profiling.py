@@ -107,9 +107,6 @@ def test_a_dropped_drafts_times_are_not_whole(request_, monkeypatch, pays):
     Tuning(request_, backend, MACHINE, Silent()).run()
     init, passes, made, progress = Profiler.__init__, Profiler._passes, [], Silent()
     first = {"prompts": lambda cell: cell.tune_prompts[: 2 if cell.prompt_type is TYPES[0] else 1]}
-    # Pairs without drafting were cut shorter since: the machine is to continue the recorded answers.
-    for (words, length, _), text in sorted(backend._texts.items(), key=lambda known: known[0][1]):
-        backend._asked[text.prompt_ids] = words, length
     monkeypatch.setattr(Profiler, "__init__", lambda *args, **more: init(*args, **{**more, **first}))
     monkeypatch.setattr(Profiler, "_passes", lambda *args: (made.append(passes(*args)), made[-1])[1])
     monkeypatch.setattr(CellHistory, "news", lambda *_, **__: frozenset((better,)))
