@@ -297,7 +297,8 @@ class Client:
         try:
             url = f"http://127.0.0.1:{self._home.port}/v1/chat/completions"
             answer = httpx.post(url, json=body, timeout=ANSWER_TIMEOUT_S, trust_env=False)
-            whole = answer.is_success and "error" not in answer.text
+            # In an answer's text, which is a JSON string, the quotes are escaped.
+            whole = answer.is_success and '"error":' not in answer.text
             outcome = "answered" if whole else f"{answer.status_code} {answer.text[-200:]}"
         except httpx.HTTPError as error:
             outcome = repr(error)
