@@ -23,7 +23,7 @@ from autospec.predict.predictor import Check, Predictor
 from autospec.tuning.cell import CellRun
 from autospec.tuning.space import Arm, Space
 
-__all__ = ["MOST_TOGETHER", "Forecast", "LaunchedForecast"]
+__all__ = ["MOST_TOGETHER", "WORTH_A_RIVAL", "Forecast", "LaunchedForecast", "chance_above"]
 
 # A drafting with a smaller expected advantage is not launched: a few prompts cannot show the difference.
 _WORTH = math.log(1.01)
@@ -38,6 +38,7 @@ _LONG_MATCH = 12
 _SHRINK = 2.0
 # A drafting is a rival of the winner if, with at least this chance, it is this much faster on other prompts.
 _RIVAL_CHANCE = 0.1
+# As a log: another drafting is proved if it is expected to be faster than the winner by more than this.
 WORTH_A_RIVAL = math.log(1.05)
 
 
@@ -287,7 +288,7 @@ class Forecast:
         likeliest: tuple[float, Drafting] | None = None
         for _, drafting in best.values():
             logs = self._expected_logs(cell, drafting)
-            chance = _chance_above(WORTH_A_RIVAL, [logs[p] - own[p] for p in own.keys() & logs.keys()])
+            chance = chance_above(WORTH_A_RIVAL, [logs[p] - own[p] for p in own.keys() & logs.keys()])
             if chance >= _RIVAL_CHANCE and (likeliest is None or chance > likeliest[0]):
                 likeliest = chance, drafting
         return None if likeliest is None else likeliest[1]
@@ -397,7 +398,7 @@ class Forecast:
         return arm.label if arm is not None else ""
 
 
-def _chance_above(bar: float, values: Sequence[float]) -> float:
+def chance_above(bar: float, values: Sequence[float]) -> float:
     """The chance that the mean of the values' kind is above a bar; 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0

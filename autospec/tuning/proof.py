@@ -5,8 +5,8 @@ is asked again before all have been: other prompts tell more than the same ones 
 a cell, except that the first keeps the search's off. Cells in the same round share off, and cells with the same winner share
 both servers. If the budget does not suffice for all cells, it goes first to those whose decision is near and whose gain is
 large, and only to cells that it can decide. If the winner is slower on these prompts, or is not enabled, the runner-up is
-proved, with its own share of the error rate; likewise if the winner is enabled, and the runner-up is expected to be clearly
-faster on these prompts.
+proved, with its own share of the error rate; likewise if the winner is enabled, and the runner-up, or a draft-free drafting, is
+expected to be clearly faster on these prompts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from autospec.cells import Aim
@@ -138,7 +139,7 @@ class Proof:
         self._prove([c for c in turned if self._turns_back(c)])
 
     def contest(self, stored: Callable[[CellRun], Recommendation | None]) -> None:
-        """Prove the runner-up of each enabled winner than which it is expected to be clearly faster on these prompts.
+        """Prove the rival of each enabled winner: the runner-up or a draft-free drafting, if it is expected to be clearly faster.
 
         The search chose the winner by a few prompts; the answers of the proof are many more. The runner-up has its own share of the error
         rate, used or not. `stored` returns a cell's proof, which is served until a better one is stored.
@@ -307,47 +308,75 @@ class Proof:
         return ended
 
     def _turns_to_rival(self, cell: CellRun) -> bool:
-        """Whether the cell turns to its runner-up, although the winner is enabled: it is expected to be clearly faster."""
-        pairing, budget = self._context.pairing, self._context.budget
-        enabled = cell.decided and cell.enabled and cell.stands is None
-        first = cell.other is None and not cell.runner_up.is_off and cell.winner != cell.runner_up
-        key = cell.cell.key
-        predictions = self._predictions
-        if not (enabled and first and predictable(cell.runner_up) and self._predicts(cell)):
+        """Whether the cell turns to another drafting, although the winner is enabled: it is expected to be clearly faster."""
+        if not (cell.decided and cell.enabled and cell.stands is None and cell.other is None):
             return False
-        assert predictions is not None
-        if pairing.gave_up(key, cell.runner_up) or pairing.failing(key, cell.runner_up):
+        found = self._named_rival(cell) or self._free_rival(cell)
+        if found is None:
             return False
-        round_s = pairing.expected_s(self._tasks(cell, 1), cell.runner_up)
-        request_s = pairing.pace.request_s(key, OFF)
-        reading_s = self._reading_s(cell, cell.runner_up, request_s)
-        if not predictions.known(cell):  # the winner's draft has not read these answers either
-            reading_s += self._reading_s(cell, cell.winner, request_s)
-        if not budget.allows(reading_s + round_s):
-            return False
-
-        def pairs_of(drafting: Drafting) -> list[Pair]:
-            return [p for phase in (Phase.SEARCH, Phase.PROVE) for p in pairing.known(key, drafting, phase)]
-
-        try:
-            ahead = predictions.ahead(cell, pairs_of)
-        except BackendError as error:
-            self._context.progress.tell(
-                f"{cell.prompt_type}: {cell.runner_up.label} is not proved. {error.message}"
-            )
-            return False
-        if ahead is None or ahead < WORTH_A_RIVAL:
-            return False
-        winner, decision, rounds = cell.winner, cell.decision, cell.rounds
-        cell.turn_to(cell.runner_up)
-        if not budget.allows(self._expected_s([self._plan(cell)])):
+        ahead, rival = found
+        winner, runner_up, decision, rounds = cell.winner, cell.runner_up, cell.decision, cell.rounds
+        cell.runner_up = rival
+        cell.turn_to(rival)
+        if not self._context.budget.allows(self._expected_s([self._plan(cell)])):
             cell.turn_to(winner, decision=decision, rounds=rounds)
+            cell.runner_up = runner_up
             return False
         self._context.progress.tell(
-            f"{cell.prompt_type}: {cell.runner_up.label} is expected to be {100 * math.expm1(ahead):.0f} % faster than {winner.label}"
+            f"{cell.prompt_type}: {rival.label} is expected to be {100 * math.expm1(ahead):.0f} % faster than {winner.label}"
             " on the prompts of the proof. It is proved, too."
         )
         return True
+
+    def _named_rival(self, cell: CellRun) -> tuple[float, Drafting] | None:
+        """The runner-up that the search named, and how far it is expected to be ahead as a log, if that is worth a proof."""
+        pairing, budget = self._context.pairing, self._context.budget
+        key, rival, predictions = cell.cell.key, cell.runner_up, self._predictions
+        named = not rival.is_off and cell.winner != rival
+        if predictions is None or not (named and predictable(rival) and self._predicts(cell)):
+            return None
+        if pairing.gave_up(key, rival) or pairing.failing(key, rival):
+            return None
+        round_s = pairing.expected_s(self._tasks(cell, 1), rival)
+        request_s = pairing.pace.request_s(key, OFF)
+        reading_s = self._reading_s(cell, rival, request_s)
+        if not predictions.known(cell):  # the winner's draft has not read these answers either
+            reading_s += self._reading_s(cell, cell.winner, request_s)
+        if not budget.allows(reading_s + round_s):
+            return None
+        try:
+            ahead = predictions.ahead(cell, partial(self._pairs_of, key))
+        except BackendError as error:
+            self._context.progress.tell(f"{cell.prompt_type}: {rival.label} is not proved. {error.message}")
+            return None
+        return None if ahead is None or ahead < WORTH_A_RIVAL else (ahead, rival)
+
+    def _free_rival(self, cell: CellRun) -> tuple[float, Drafting] | None:
+        """The same of the draft-free drafting of another mode that is expected to be fastest on the proof's answers.
+
+        The search saw few of a type's prompts, which differ most in how much they copy. Nothing is asked or read for it. It is tested
+        only after the winner is enabled, so the error rate is not shared (fixed-sequence testing: Maurer, Hothorn and Lehmacher, 1995).
+        """
+        pairing, space, key = self._context.pairing, self._context.space, cell.cell.key
+        predictions = self._predictions
+        if predictions is None or cell.cell.aim is not Aim.SPEED:
+            return None
+        if not self._context.budget.allows(pairing.expected_s(self._tasks(cell, 1), cell.winner)):
+            return None
+        own = space.arm_of(cell.winner)
+        free = [d for d in space.grid() if d.mode.draft_free and predictable(d) and space.arm_of(d) != own]
+        try:
+            found = predictions.free_rival(cell, free, partial(self._pairs_of, key))
+        except BackendError:
+            return None  # the next request to this server says why
+        if found is None or pairing.gave_up(key, found[1]) or pairing.failing(key, found[1]):
+            return None
+        return found
+
+    def _pairs_of(self, key: str, drafting: Drafting) -> list[Pair]:
+        """A drafting's counted pairs of one cell."""
+        phases = (Phase.SEARCH, Phase.PROVE)
+        return [pair for phase in phases for pair in self._context.pairing.known(key, drafting, phase)]
 
     def _end_contest(self, cell: CellRun, stored: Callable[[CellRun], Recommendation | None]) -> None:
         """Continue with the drafting that is served: the first one, unless a better proof of the other was stored."""

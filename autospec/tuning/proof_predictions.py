@@ -10,22 +10,27 @@ The same answers show whether the runner-up is faster than the winner on more pr
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from autospec.backends.registry import EncodesText
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError
 from autospec.hardware.state import MachineState
-from autospec.measure.measurements import Measurement, Pair
+from autospec.measure.log_ratios import by_prompt, of_pairs
+from autospec.measure.measurements import Measurement, Pair, Phase
+from autospec.predict.predictor import Predictor
 from autospec.predict.profile import Recording
 from autospec.prompts.suite import Prompt
 from autospec.tuning.cell import CellRun, TuneContext
+from autospec.tuning.forecast import WORTH_A_RIVAL, chance_above
 from autospec.tuning.profiling import RECORDING, Profiler, protocol_of
 
 __all__ = ["ProofPredictions"]
 
 # The text's tokens are those of the answer if their number agrees to within one: the end token has no text.
 _MOST_LOST = 1
+# A rival that the search did not name is worth a proof from this chance on that it is ahead: the best of many is partly lucky.
+_LIKELY = 0.5
 
 
 class ProofPredictions:
@@ -82,7 +87,48 @@ class ProofPredictions:
         Raises:
             BackendError: A server failed.
         """
-        key, both = cell.cell.key, (cell.winner, cell.runner_up)
+        both = (cell.winner, cell.runner_up)
+        predictor = self._of_recorded(cell, {d.draft for d in both if d.draft is not None}, both, pairs_of)
+        if predictor is None or not all(map(predictor.trusts, both)):
+            return None
+        winner, runner_up = (predictor.log_ratios(cell.cell.key, d) for d in both)
+        common = winner.keys() & runner_up.keys()
+        return statistics.fmean(runner_up[p] - winner[p] for p in common) if common else None
+
+    def free_rival(
+        self, cell: CellRun, free: Sequence[Drafting], pairs_of: Callable[[Drafting], Sequence[Pair]]
+    ) -> tuple[float, Drafting] | None:
+        """Expected ln(drafting ÷ winner) and the draft-free drafting of `free` that is ahead by most.
+
+        Its predictions are compared with the winner's measured pairs of the proof, prompt by prompt. ``None`` if none is likely ahead.
+
+        Raises:
+            BackendError: A server failed.
+        """
+        key = cell.cell.key
+        measured = by_prompt(
+            of_pairs(self._context.pairing.known(key, cell.winner, Phase.PROVE), lambda pair: pair.log_ratio)
+        )
+        winner = {prompt: statistics.median(own) for prompt, own in measured.items()}
+        tried = [d for d in cell.trial_values if d.mode.draft_free]
+        predictor = self._of_recorded(cell, set(), tried, pairs_of)
+        best: tuple[float, Drafting] | None = None
+        for drafting in free if predictor is not None else ():
+            assert predictor is not None
+            logs = predictor.log_ratios(key, drafting) if predictor.trusts(drafting) else {}
+            ahead = [logs[p] - own for p, own in winner.items() if p in logs]
+            if chance_above(WORTH_A_RIVAL, ahead) >= _LIKELY:
+                best = max(best or (0.0, drafting), (statistics.fmean(ahead), drafting), key=lambda b: b[0])
+        return best
+
+    def _of_recorded(
+        self,
+        cell: CellRun,
+        drafts: Collection[str],
+        observed: Iterable[Drafting],
+        pairs_of: Callable[[Drafting], Sequence[Pair]],
+    ) -> Predictor | None:
+        """Predicts from all recorded answers of a cell, with costs that the pairs of `observed` have corrected."""
         pairs = pairs_of(cell.winner)
         self.keep_answers(cell, pairs)
         recorded = self._recorded_of(cell, pairs)
@@ -90,22 +136,13 @@ class ProofPredictions:
         if not prompts:
             return None
         predictor = Profiler(
-            [cell],
-            self._context,
-            prompts=lambda _: prompts,
-            drafts={d.draft for d in both if d.draft is not None},
-            hurried=False,
+            [cell], self._context, prompts=lambda _: prompts, drafts=drafts, hurried=False
         ).run()
         self._recorded.clear()
-        if predictor is None:
-            return None
-        for drafting in both:
-            predictor.observe(drafting, pairs_of(drafting))
-        if not all(map(predictor.trusts, both)):
-            return None
-        winner, runner_up = (predictor.log_ratios(key, d) for d in both)
-        common = winner.keys() & runner_up.keys()
-        return statistics.fmean(runner_up[p] - winner[p] for p in common) if common else None
+        if predictor is not None:
+            for drafting in observed:
+                predictor.observe(drafting, pairs_of(drafting))
+        return predictor
 
     def _recorded_of(self, cell: CellRun, pairs: Sequence[Pair]) -> set[str]:
         """Prompts whose answers are recorded, by a machine in the state of the newest pair."""

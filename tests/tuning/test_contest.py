@@ -10,11 +10,13 @@ from autospec.drafting import OFF, Mode
 from autospec.errors import ServerDiedError
 from autospec.recommendations import NO_LIMITS, Status, Verdict
 from autospec.store.database import open_store
+from autospec.tuning import winners
 from autospec.tuning.budget import Budget
+from autospec.tuning.forecast import Forecast
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
 from autospec.tuning.run import Tuning
-from tests.predict.machine import Machine, MachineServer, Text
+from tests.predict.machine import Machine, MachineServer, MachineTokens, Text
 from tests.tuning.test_forecast import WAITS_FOR_MEMORY, calm, request_
 from tests.tuning.test_run import MACHINE, Silent
 
@@ -90,6 +92,43 @@ def test_nothing_is_launched_for_a_runner_up_that_is_not_expected_to_be_faster(r
     backend = machine(request_, 0.6)
     found, progress = tune(request_, backend)
     assert found.drafting.mode is Mode.DRAFT_MODEL
+    assert proved(progress) == [Mode.DRAFT_MODEL]
+    assert found.evidence["also_proved"] == []
+
+
+@pytest.fixture
+def unnamed(monkeypatch) -> None:
+    """The search names no runner-up: in its few answers no other mode may be faster."""
+    monkeypatch.setattr(Forecast, "rival", lambda *_: None)
+    monkeypatch.setattr(winners, "_runner_up", lambda *_: OFF)
+
+
+@pytest.mark.usefixtures("limits", "unnamed")
+def test_a_draft_free_drafting_that_the_search_did_not_name_is_proved(request_, monkeypatch):
+    """The answers of the proof copy much: its replay needs no further request, and no draft reads them for it."""
+    read: list[str] = []
+    propose = MachineTokens.propose
+    monkeypatch.setattr(
+        MachineTokens, "propose", lambda self, *a: (read.append(self.server.alone), propose(self, *a))[1]
+    )
+    contest, before = Proof.contest, []
+    monkeypatch.setattr(Proof, "contest", lambda self, *a: (before.append(len(read)), contest(self, *a))[1])
+    found, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    assert (found.verdict, found.status, found.drafting.mode) == (
+        Verdict.ENABLE,
+        Status.PROVEN,
+        Mode.NGRAM_SIMPLE,
+    )
+    [other] = found.evidence["also_proved"]
+    assert (other["drafting"]["mode"], other["verdict"]) == ("draft-model", "enable")
+    assert len(read) == before[0]
+
+
+@pytest.mark.usefixtures("limits", "unnamed")
+def test_a_draft_free_drafting_that_is_not_faster_on_the_proofs_answers_is_not_launched(request_):
+    """They copy as little as those of the search."""
+    found, progress = tune(request_, machine(request_, 0.6))
     assert proved(progress) == [Mode.DRAFT_MODEL]
     assert found.evidence["also_proved"] == []
 
