@@ -359,7 +359,8 @@ class Proof:
         """
         pairing, space, key = self._context.pairing, self._context.space, cell.cell.key
         predictions = self._predictions
-        if predictions is None or cell.cell.aim is not Aim.SPEED:
+        # By turns, a launch of off would be needed to read the answers of its pairs.
+        if predictions is None or cell.cell.aim is not Aim.SPEED or self._context.launches.resident < 2:
             return None
         if not self._context.budget.allows(pairing.expected_s(self._tasks(cell, 1), cell.winner)):
             return None
