@@ -88,6 +88,9 @@ class AiohttpUpstream:
 class AiohttpAnswer:
     """An answer whose body is read with `read`, or passed on with `pump`, as `Answer`."""
 
+    is_utf8 = True  # its headers
+    told_bytes = 0  # not counted here
+
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.status = response.status
         self.reason = response.reason or ""
