@@ -214,9 +214,9 @@ class CellRun:
         """The prediction for the drafting that the proof is for, as JSON values; ``None`` if there is none."""
         return self.history.predictions[self.winner == self.runner_up]
 
-    def note_look(self, pairs: Sequence[Pair]) -> None:
-        """Note that these pairs were looked at after the current rounds: by this rule, no later tune may enable at this look."""
-        self.history = note_look(self.study, self.history, self.winner, self.rounds, pairs)
+    def note_look(self, pairs: Sequence[Pair], *, enabled: bool) -> None:
+        """Note that these pairs were looked at after the current rounds, see `resume.note_look`."""
+        self.history = note_look(self.study, self.history, self.winner, self.rounds, pairs, enabled=enabled)
 
     def note_failing(self, drafting: Drafting, reasons: Mapping[str, str]) -> None:
         """Note why prompts fail with a drafting that off answers, by prompt id."""
@@ -257,7 +257,8 @@ class CellRun:
 
     def has_another(self, refused: Drafting) -> bool:
         """Whether the runner-up may be enabled instead of this drafting: its proof has not ended."""
-        ended = self.other is not None and self.other.decision.final
+        other = self.other
+        ended = other is not None and other.drafting == self.runner_up and other.decision.final
         return self.runner_up not in (OFF, refused) and not ended
 
     def reopened(self, fallen: Recommendation) -> Recommendation:

@@ -36,6 +36,7 @@ from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.forecast import WORTH_A_RIVAL
 from autospec.tuning.proof_predictions import ProofPredictions
+from autospec.tuning.resume import CellHistory
 from autospec.tuning.tasks import Task
 
 __all__ = ["Proof", "of_round", "scatter_of"]
@@ -117,6 +118,8 @@ class Proof:
         # Cell key and drafting.
         self._failed: set[tuple[str, Drafting]] = set()
         self._spread: dict[tuple[str, Drafting], float] = {}
+        # Cell key → the runner-up that the search named, and the history of that moment.
+        self._named: dict[str, tuple[Drafting, CellHistory]] = {}
         # Whether a round was completed: a budget shorter than one round measures a part of it.
         self._completed = False
         # When the proof is expected to end, on the budget's clock.
@@ -315,18 +318,27 @@ class Proof:
         if found is None:
             return False
         ahead, rival = found
-        winner, runner_up, decision, rounds = cell.winner, cell.runner_up, cell.decision, cell.rounds
+        winner, decision, rounds = cell.winner, cell.decision, cell.rounds
+        self._named[cell.cell.key] = cell.runner_up, cell.history
+        if rival != cell.runner_up:  # what the search predicted is another drafting's
+            figures, _ = cell.history.predictions
+            cell.history = replace(cell.history, predictions=(figures, None))
         cell.runner_up = rival
         cell.turn_to(rival)
         if not self._context.budget.allows(self._expected_s([self._plan(cell)])):
             cell.turn_to(winner, decision=decision, rounds=rounds)
-            cell.runner_up = runner_up
+            self._name_again(cell)
             return False
         self._context.progress.tell(
             f"{cell.prompt_type}: {rival.label} is expected to be {100 * math.expm1(ahead):.0f} % faster than {winner.label}"
             " on the prompts of the proof. It is proved, too."
         )
         return True
+
+    def _name_again(self, cell: CellRun) -> None:
+        """Give a cell the runner-up of its search again, whose proof is still possible."""
+        cell.runner_up, before = self._named[cell.cell.key]
+        cell.history = replace(cell.history, predictions=before.predictions)
 
     def _named_rival(self, cell: CellRun) -> tuple[float, Drafting] | None:
         """The runner-up that the search named, and how far it is expected to be ahead as a log, if that is worth a proof."""
@@ -352,10 +364,11 @@ class Proof:
         return None if ahead is None or ahead < WORTH_A_RIVAL else (ahead, rival)
 
     def _free_rival(self, cell: CellRun) -> tuple[float, Drafting] | None:
-        """The same of the draft-free drafting of another mode that is expected to be fastest on the proof's answers.
+        """The same of the draft-free drafting of another mode that was expected to be fastest on the search's answers.
 
-        The search saw few of a type's prompts, which differ most in how much they copy. Nothing is asked or read for it. It is tested
-        only after the winner is enabled, so the error rate is not shared (fixed-sequence testing: Maurer, Hothorn and Lehmacher, 1995).
+        The search saw few of a type's prompts, which differ most in how much they copy. Nothing is asked or read for it. The proof's answers
+        say whether it is proved, and had no part in choosing it. It is tested only after the winner is enabled, so the error rate is not
+        shared (fixed-sequence testing: Maurer, Hothorn and Lehmacher, 1995).
         """
         pairing, space, key = self._context.pairing, self._context.space, cell.cell.key
         predictions = self._predictions
@@ -387,6 +400,7 @@ class Proof:
         served = stored(cell)
         if first is not None and (served is None or served.drafting != cell.winner):
             cell.turn_to(first.drafting, decision=first.decision, rounds=first.rounds)
+            self._name_again(cell)
         cell.stands = None
 
     def _round(self, plans: Sequence[_CellPlan], *, whole_cells: bool) -> bool:
@@ -515,7 +529,7 @@ class Proof:
             reason = f"{decision.reason}, but an earlier tune already took this look"
             decision = replace(decision, verdict=Verdict.UNDECIDED, final=last, reason=reason)
         if not spent:
-            cell.note_look(pairs)
+            cell.note_look(pairs, enabled=decision.verdict is Verdict.ENABLE)
         self._take(cell, decision, gives_way=rule.gives_way(decision))
 
     def _take(self, cell: CellRun, decision: Decision, *, gives_way: bool) -> None:

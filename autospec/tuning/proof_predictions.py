@@ -29,7 +29,7 @@ __all__ = ["ProofPredictions"]
 
 # The text's tokens are those of the answer if their number agrees to within one: the end token has no text.
 _MOST_LOST = 1
-# A rival that the search did not name is worth a proof from this chance on that it is ahead: the best of many is partly lucky.
+# A rival that the search did not name is worth a proof from this chance on that it is ahead.
 _LIKELY = 0.5
 
 
@@ -98,28 +98,33 @@ class ProofPredictions:
     def free_rival(
         self, cell: CellRun, free: Sequence[Drafting], pairs_of: Callable[[Drafting], Sequence[Pair]]
     ) -> tuple[float, Drafting] | None:
-        """Expected ln(drafting ÷ winner) and the draft-free drafting of `free` that is ahead by most.
+        """Expected ln(drafting ÷ winner) on the proof's prompts, of the one of `free` that is best on the search's; ``None`` if unlikely.
 
-        Its predictions are compared with the winner's measured pairs of the proof, prompt by prompt. ``None`` if none is likely ahead.
+        The proof's prompts must not choose it, because they are to prove it. Its predictions are compared with the winner's measured pairs,
+        prompt by prompt.
 
         Raises:
             BackendError: A server failed.
         """
         key = cell.cell.key
-        measured = by_prompt(
-            of_pairs(self._context.pairing.known(key, cell.winner, Phase.PROVE), lambda pair: pair.log_ratio)
-        )
-        winner = {prompt: statistics.median(own) for prompt, own in measured.items()}
         tried = [d for d in cell.trial_values if d.mode.draft_free]
         predictor = self._of_recorded(cell, set(), tried, pairs_of)
-        best: tuple[float, Drafting] | None = None
-        for drafting in free if predictor is not None else ():
-            assert predictor is not None
-            logs = predictor.log_ratios(key, drafting) if predictor.trusts(drafting) else {}
-            ahead = [logs[p] - own for p, own in winner.items() if p in logs]
-            if chance_above(WORTH_A_RIVAL, ahead) >= _LIKELY:
-                best = max(best or (0.0, drafting), (statistics.fmean(ahead), drafting), key=lambda b: b[0])
-        return best
+        if predictor is None:
+            return None
+        searched = {prompt.id for prompt in cell.tune_prompts}
+        logs = {d: predictor.log_ratios(key, d) for d in free if predictor.trusts(d)}
+        on_search = {
+            d: statistics.fmean(own)
+            for d, found in logs.items()
+            if (own := [log for prompt, log in found.items() if prompt in searched])
+        }
+        if not on_search:
+            return None
+        rival = max(on_search, key=lambda d: (on_search[d], d.key))
+        pairs = self._context.pairing.known(key, cell.winner, Phase.PROVE)
+        measured = by_prompt(of_pairs(pairs, lambda pair: pair.log_ratio))
+        ahead = [logs[rival][p] - statistics.median(own) for p, own in measured.items() if p in logs[rival]]
+        return (statistics.fmean(ahead), rival) if chance_above(WORTH_A_RIVAL, ahead) >= _LIKELY else None
 
     def _of_recorded(
         self,

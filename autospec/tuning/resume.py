@@ -84,11 +84,15 @@ class Remeasurement:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The last look at a drafting's proof: after how many rounds, at which pairs, and by which rules (`TuneRequest.rule_digest`)."""
+    """The last look at a drafting's proof: after how many rounds, at which pairs, and by which rules (`TuneRequest.rule_digest`).
+
+    `enabled`: the rules by which it enabled the drafting.
+    """
 
     rounds: int
     pairs: str
     rules: tuple[str, ...]
+    enabled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +193,14 @@ class CellHistory:
     def spent(self, drafting: Drafting, rounds: int, pairs: Sequence[Pair]) -> bool:
         """Whether the error rate of a look at these pairs is spent.
 
-        Another rule's look at the same pairs is no second look: each rule has an error rate of its own.
+        Another rule's look at the same pairs is no second look: each rule has an error rate of its own. Nor is a look at the pairs that
+        have enabled the drafting: its recommendation may be stale, or a kill may have kept it from being stored.
         """
         look = self.looks.get(_digest(drafting))
         if look is None or rounds > look.rounds:
             return False
         same = (rounds, _pairs_digest(pairs)) == (look.rounds, look.pairs)
-        return not same or self.rule in look.rules
+        return not same or (self.rule in look.rules and self.rule not in look.enabled)
 
     def remeasurement(self) -> Remeasurement:
         """The state of the re-measurement by `--again`.
@@ -280,10 +285,12 @@ def _looks(notes: Mapping[str, Any], epoch_s: float | None) -> dict[str, Look]:
         if not name.startswith(_LOOK) or not note or note[0] != epoch_s:
             continue
         digest, rounds = name.removeprefix(_LOOK), int(note[1])
-        epoch, looked_rounds, pairs, rules = notes.get(_LOOKED + digest) or (None, 0, "", ())
+        epoch, looked_rounds, pairs, rules, *enabled = notes.get(_LOOKED + digest) or (None, 0, "", ())
         # A kill between the two notes, or an earlier version since, leaves one of another look.
         same = (epoch, looked_rounds) == (epoch_s, rounds)
-        found[digest] = Look(rounds, pairs, tuple(rules)) if same else Look(rounds, "", ())
+        found[digest] = (
+            Look(rounds, pairs, tuple(rules), *map(tuple, enabled)) if same else Look(rounds, "", ())
+        )
     return found
 
 
@@ -407,21 +414,33 @@ def note_choice(
 
 
 def note_look(
-    study: CellStudy, history: CellHistory, drafting: Drafting, rounds: int, pairs: Sequence[Pair]
+    study: CellStudy,
+    history: CellHistory,
+    drafting: Drafting,
+    rounds: int,
+    pairs: Sequence[Pair],
+    *,
+    enabled: bool = False,
 ) -> CellHistory:
-    """Note that a drafting's proof was looked at after these rounds: by this rule, no later tune may enable at this look."""
-    digest = _digest(drafting)
-    look = Look(rounds, _pairs_digest(pairs), (history.rule,))
+    """Note a look at a drafting's proof after these rounds: by this rule, no later tune may enable at it unless this one did."""
+    digest, rule = _digest(drafting), (history.rule,)
+    look = Look(rounds, _pairs_digest(pairs), rule, rule if enabled else ())
     before = history.looks.get(digest)
     if before is not None and (before.rounds, before.pairs) == (look.rounds, look.pairs):
-        look = replace(look, rules=tuple(dict.fromkeys((*before.rules, history.rule))))
+        earlier = tuple(r for r in before.enabled if r != history.rule)
+        look = replace(
+            look,
+            rules=tuple(dict.fromkeys((*before.rules, history.rule))),
+            enabled=(*earlier, *look.enabled),
+        )
     _keep_look(study, history, digest, look)
     return replace(history, looks={**history.looks, digest: look})
 
 
 def _keep_look(study: CellStudy, history: CellHistory, digest: str, look: Look) -> None:
     with suppress(StoreError):  # if the studies' machine no longer answers, the proof continues
-        study.note(_LOOKED + digest, [history.epoch_s, look.rounds, look.pairs, list(look.rules)])
+        seen = [history.epoch_s, look.rounds, look.pairs, list(look.rules), list(look.enabled)]
+        study.note(_LOOKED + digest, seen)
         study.note(_LOOK + digest, [history.epoch_s, look.rounds])
 
 

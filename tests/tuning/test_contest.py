@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from autospec.drafting import OFF, Mode
+from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import ServerDiedError
 from autospec.recommendations import NO_LIMITS, Status, Verdict
 from autospec.store.database import open_store
 from autospec.tuning import winners
 from autospec.tuning.budget import Budget
+from autospec.tuning.cell import CellRun
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.proof import Proof
 from autospec.tuning.proof_predictions import ProofPredictions
@@ -123,6 +124,34 @@ def test_a_draft_free_drafting_that_the_search_did_not_name_is_proved(request_, 
     [other] = found.evidence["also_proved"]
     assert (other["drafting"]["mode"], other["verdict"]) == ("draft-model", "enable")
     assert len(read) == before[0]
+
+
+@pytest.mark.usefixtures("limits")
+def test_a_draft_free_rival_leaves_the_runner_up_and_its_prediction_alone(request_, monkeypatch):
+    """The runner-up is still there to be proved if the winner falls; its predicted figures are no evidence for the rival."""
+    named = Drafting(Mode.NGRAM_SIMPLE, ngram_n=24, ngram_m=8, min_hits=1)
+    monkeypatch.setattr(Forecast, "rival", lambda *_: named)
+    monkeypatch.setattr(ProofPredictions, "ahead", lambda *_: 0.0)
+    monkeypatch.setattr("autospec.tuning.resume._better", lambda _new, _old: False)
+    contest, seen = Proof.contest, []
+
+    def watched(self, stored):
+        contest(self, stored)
+        seen.extend((c.winner.mode, c.runner_up, c.has_another(c.winner)) for c in self._cells)
+
+    monkeypatch.setattr(Proof, "contest", watched)
+    stored, figures = CellRun.note_look, []
+    monkeypatch.setattr(
+        CellRun,
+        "note_look",
+        lambda self, *a, **k: (figures.append((self.winner, self.prediction)), stored(self, *a, **k))[1],
+    )
+    _, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
+    assert seen == [(Mode.DRAFT_MODEL, named, True)]
+    rivals = [found for winner, found in figures if winner.draft is None]
+    assert rivals
+    assert rivals == [None] * len(rivals)
 
 
 @pytest.mark.usefixtures("limits", "unnamed")

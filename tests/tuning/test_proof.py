@@ -71,11 +71,23 @@ def test_a_resumed_proof_looks_at_its_own_rounds_only(rounds):
     assert cell.decision.estimate.n == 8 * rounds
 
 
+def undecided(history):
+    """The same, as if its looks had not enabled the drafting."""
+    return replace(history, looks={d: replace(look, enabled=()) for d, look in history.looks.items()})
+
+
+def test_a_look_that_enabled_enables_again():
+    """By the same rule and pairs: a stale recommendation, or one that a kill kept from the store, was turned off without a request."""
+    first = looked_at(1, CellHistory(epoch_s=7.0))
+    again = looked_at(1, first.history)
+    assert (again.decision.verdict, again.decision.final) == (Verdict.ENABLE, True)
+
+
 def test_a_look_is_taken_once():
     """A later tune does not enable at a look that an earlier one has taken: its share of the error rate is spent."""
     first = looked_at(1, CellHistory(epoch_s=7.0))
     assert first.decision.verdict is Verdict.ENABLE
-    again = looked_at(1, first.history)
+    again = looked_at(1, undecided(first.history))
     assert (again.decision.verdict, again.decision.final) == (Verdict.UNDECIDED, False)
     assert "already took this look" in again.decision.reason
     second = looked_at(2, again.history)
@@ -91,7 +103,7 @@ def test_another_rule_judges_the_same_pairs_at_the_same_look():
     by_new_rule = looked_at(2, replace(first.history, rule="new"))
     assert (by_new_rule.decision.verdict, by_new_rule.decision.final) == (Verdict.ENABLE, True)
     for rule in ("new", "old"):
-        again = looked_at(2, replace(by_new_rule.history, rule=rule))
+        again = looked_at(2, undecided(replace(by_new_rule.history, rule=rule)))
         assert (again.decision.verdict, again.decision.final) == (Verdict.UNDECIDED, False)
         assert looked_at(4, again.history).decision.verdict is Verdict.ENABLE
     # An earlier look is none of the last one's pairs.
