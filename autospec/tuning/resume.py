@@ -118,6 +118,7 @@ class CellHistory:
         looks: Digest of a drafting → the last look at its proof in this epoch; of an earlier version's, only the rounds are known.
         failing: Drafting → why prompts fail with it that off answers, by prompt id; of this epoch.
         rule: The digest of this tune's rule.
+        drafts: Path of a draft → its identity: looks follow a draft that is moved, or that another machine has elsewhere.
     """
 
     served: Recommendation | None = None
@@ -138,6 +139,7 @@ class CellHistory:
     looks: Mapping[str, Look] = field(default_factory=lambda: MappingProxyType({}))
     failing: Mapping[Drafting, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
     rule: str = ""
+    drafts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def read(cls, study: CellStudy, served: Recommendation | None, request: TuneRequest) -> Self:
@@ -173,6 +175,7 @@ class CellHistory:
             looks=_looks(notes, epoch_s),
             failing=_failing(study, notes, served, request.protocol),
             rule=request.rule_digest,
+            drafts=study.draft_ids,
         )
 
     def begun_again(self) -> CellHistory:
@@ -183,11 +186,18 @@ class CellHistory:
             restarts=True,
             drafts_tried=self.drafts_tried,
             rule=self.rule,
+            drafts=self.drafts,
         )
+
+    def digest(self, drafting: Drafting) -> str:
+        """Names a drafting in the study's notes, wherever its draft is."""
+        path = drafting.draft
+        known = drafting if path is None else replace(drafting, draft=self.drafts.get(path, path))
+        return hashlib.sha256(known.key.encode()).hexdigest()[:8]
 
     def last_look(self, drafting: Drafting) -> int:
         """Rounds of the last look at a drafting's proof in this epoch; 0 for none."""
-        look = self.looks.get(_digest(drafting))
+        look = self.looks.get(self.digest(drafting))
         return 0 if look is None else look.rounds
 
     def spent(self, drafting: Drafting, rounds: int, pairs: Sequence[Pair]) -> bool:
@@ -196,7 +206,7 @@ class CellHistory:
         Another rule's look at the same pairs is no second look: each rule has an error rate of its own. Nor is a look at the pairs that
         have enabled the drafting: its recommendation may be stale, or a kill may have kept it from being stored.
         """
-        look = self.looks.get(_digest(drafting))
+        look = self.looks.get(self.digest(drafting))
         if look is None or rounds > look.rounds:
             return False
         same = (rounds, _pairs_digest(pairs)) == (look.rounds, look.pairs)
@@ -267,10 +277,6 @@ def _is_proven(served: Recommendation, request: TuneRequest) -> bool:
         and served.evidence.get("protocol") == request.protocol
         and served.evidence.get("rule") == request.rule_digest
     )
-
-
-def _digest(drafting: Drafting) -> str:
-    return hashlib.sha256(drafting.key.encode()).hexdigest()[:8]
 
 
 def _pairs_digest(pairs: Sequence[Pair]) -> str:
@@ -423,7 +429,7 @@ def note_look(
     enabled: bool = False,
 ) -> CellHistory:
     """Note a look at a drafting's proof after these rounds: by this rule, no later tune may enable at it unless this one did."""
-    digest, rule = _digest(drafting), (history.rule,)
+    digest, rule = history.digest(drafting), (history.rule,)
     look = Look(rounds, _pairs_digest(pairs), rule, rule if enabled else ())
     before = history.looks.get(digest)
     if before is not None and (before.rounds, before.pairs) == (look.rounds, look.pairs):
@@ -456,7 +462,7 @@ def note_failing(
         "prompts": reasons,
     }
     with suppress(StoreError):  # if the studies' machine no longer answers, the tune itself knows it
-        study.note(_FAILS + _digest(drafting), note)
+        study.note(_FAILS + history.digest(drafting), note)
     return replace(history, failing={**history.failing, drafting: reasons})
 
 

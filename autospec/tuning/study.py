@@ -216,6 +216,11 @@ class CellStudy:
         """The identity of a drafting's draft; empty if it has none, or one that is not of this space."""
         return self._space.drafts.identity(drafting)
 
+    @property
+    def draft_ids(self) -> dict[str, str]:
+        """Path of each draft of this space → its identity."""
+        return self._space.drafts.identities
+
     def note_drafting(self, key: str, drafting: Drafting) -> None:
         """Keep a drafting with the study, with the identity of its draft."""
         self.note(f"{key}_draft_id", self.draft_id(drafting) or None)

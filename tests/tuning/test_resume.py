@@ -260,6 +260,27 @@ class TestHistory:
         assert (read.predictions, read.looks) == (looked.predictions, looked.looks)
         assert (read.last_look(DRAFTED), read.last_look(OTHER), read.searched) == (2, 0, frozenset())
 
+    def test_looks_follow_a_draft_that_is_moved(self, request_):
+        """They were looked for under the new path, so every look was taken again, at the full error rate."""
+        here, there = (
+            Drafting(Mode.DRAFT_MODEL, draft=path, n_max=4, n_min=0, p_min=0.0)
+            for path in ("/a/d.gguf", "/b/d.gguf")
+        )
+
+        def study(path):
+            arm = Arm(Mode.DRAFT_MODEL, path, file=DraftFile(identity="same"))
+            space = Space((arm,), request_.definition.space)
+            return CellStudy(
+                CELL, open_storage(request_.storage), request_.definition, space, request_.protocol
+            )
+
+        before = study("/a/d.gguf")
+        begun = note_begin(before, CellHistory.read(before, None, request_), 7.0, Shapes(), ())
+        note_look(before, begun, here, 2, PAIRS)
+        later = CellHistory.read(study("/b/d.gguf"), None, request_)
+        assert later.last_look(there) == 2
+        assert later.spent(there, 2, PAIRS)
+
     def test_what_the_next_tune_knows_after_a_restart(self, study, request_):
         """The epoch moves; choice, predictions and looks of the earlier epoch no longer count."""
         begun = note_begin(study, CellHistory(), 7.0, Shapes(cached_share=0.5), ())
