@@ -132,19 +132,10 @@ def holder() -> str:
     """Return who measures on this machine now, in words; empty if nobody does. Does not touch the lock."""
     note = lock_path().with_suffix(".json")
     try:
-        alive = _is_alive(json.loads(note.read_text(encoding="utf-8")))
+        alive = ProcessRef.from_json(json.loads(note.read_text(encoding="utf-8"))).find() is not None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return ""
     return _holder(note) if alive else ""
-
-
-def _is_alive(held: dict[str, Any]) -> bool:
-    """True if the process of a note runs still, and no other process has its number."""
-    if "create_time" in held:
-        return ProcessRef.from_json(held).find() is not None
-    # Written by an autospec that noted the time only: a process that started later reuses the number.
-    since = datetime.fromisoformat(held["since"]).timestamp()
-    return psutil.Process(int(held["pid"])).create_time() <= since + 1.0
 
 
 def _holder(note: Path) -> str:

@@ -16,7 +16,6 @@ from typing import Any, Final
 from autospec.catalog.model import Model, without_context
 from autospec.cells import Aim, Build, Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import SettingsError
 from autospec.recommendations import (
     LIKELY,
     LIMITS,
@@ -39,7 +38,6 @@ __all__ = [
     "known_of",
     "limits_by_type",
     "marked_stale",
-    "trusted",
     "without_drafting",
 ]
 
@@ -100,20 +98,6 @@ class ModelAdvice:
         """The stored recommendations that recommend a drafting."""
         pairs = zip(self.recommendations, self.stored, strict=True)
         return [stored for applied, stored in pairs if applied.drafting == drafting]
-
-
-def trusted(words: Sequence[str]) -> frozenset[Status]:
-    """Parse the setting ``serve_statuses``.
-
-    Raises:
-        SettingsError: A word is not a status.
-    """
-    for word in words:
-        if word not in set(Status):
-            raise SettingsError(
-                f"serve_statuses has an unknown status {word!r}.", f"Choose from {', '.join(Status)}."
-            )
-    return frozenset(Status(word) for word in words)
 
 
 def known_of(

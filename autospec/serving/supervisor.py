@@ -18,14 +18,13 @@ from typing import Any, Final, Self, TypeVar
 from autospec.catalog.model import Model
 from autospec.errors import AutospecError, OverloadedError, StoreError, UnknownModelError
 from autospec.hardware.energy import aim_in_force
-from autospec.recommendations import SCHEMA_VERSION, Recommendation, StoredRecommendation, Verdict
+from autospec.recommendations import SCHEMA_VERSION, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.serving.advice import (
     AdviceKey,
     ModelAdvice,
     is_likely,
     known_of,
     marked_stale,
-    trusted,
     without_drafting,
 )
 from autospec.serving.dispatch import Offered, RouteRequest
@@ -61,7 +60,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, dependencies: ProxyDependencies, registry: ModelRegistry) -> None:
         self._settings = settings
-        self._trust = trusted(settings.serve_statuses)
+        self._trust = frozenset(map(Status, settings.serve_statuses))
         self.aim, self._aim_note = aim_in_force(settings.aim, dependencies.hardware)
         if self._aim_note:
             _log.warning("%s", self._aim_note)

@@ -64,14 +64,6 @@ def test_a_reused_number_is_no_holder(note, since):
     assert holder() == ""
 
 
-def test_a_note_of_an_earlier_autospec_is_read(note):
-    """It has the time of day only."""
-    note(pid=os.getpid(), what="tune", since=_now())
-    assert "(tune)" in holder()
-    note(pid=os.getpid(), what="tune", since=_now(-10 * 365 * 86400.0))
-    assert holder() == ""
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"pid": 1}', '{"pid": "x", "create_time": "y"}'])
 def test_a_damaged_note_names_nobody(note, text):
     """A full disk, or a version to come."""

@@ -8,7 +8,6 @@ import pytest
 
 from autospec.cells import Aim, Build, Cell, Hardware, PromptType
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import SettingsError
 from autospec.recommendations import (
     LIMITS,
     LimitCheck,
@@ -18,7 +17,7 @@ from autospec.recommendations import (
     StoredRecommendation,
     Verdict,
 )
-from autospec.serving.advice import FAILED_LAUNCH, AdviceKey, ModelAdvice, known_of, marked_stale, trusted
+from autospec.serving.advice import FAILED_LAUNCH, AdviceKey, ModelAdvice, known_of, marked_stale
 from autospec.serving.dispatch import Limit
 from autospec.serving.plan_inputs import advice_from
 from tests.serving.scene import ALPHA, ARGS, BETA, BUILD, HERE, LOOKUP, LOOKUP_2, recommend
@@ -191,13 +190,6 @@ def test_a_likely_drafting_that_does_not_start_is_not_tried_again():
     assert (marked.status, marked.verdict) == (Status.PROVISIONAL, Verdict.UNDECIDED)
     entry = dataclasses.replace(undecided(), recommendation=marked)
     assert known_of(ALPHA, PLACE, [entry], TRUST, likely=True).draftings == ()
-
-
-def test_the_setting_is_checked():
-    """A word that is no status is told."""
-    assert trusted(("proven",)) == {Status.PROVEN}
-    with pytest.raises(SettingsError, match="'prooven'"):
-        trusted(("prooven",))
 
 
 def test_a_build_without_version_is_told_by_its_hash():
