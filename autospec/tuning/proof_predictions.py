@@ -30,7 +30,7 @@ __all__ = ["ProofPredictions"]
 # The text's tokens are those of the answer if their number agrees to within one: the end token has no text.
 _MOST_LOST = 1
 # A rival that the search did not name is worth a proof from this chance on that it is ahead.
-_LIKELY = 0.5
+_LIKELY = 0.75
 
 
 class ProofPredictions:
