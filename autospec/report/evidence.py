@@ -12,7 +12,7 @@ from autospec.measure.measurements import Pair, Phase, Shapes, pair_up
 from autospec.recommendations import StoredRecommendation
 from autospec.report.studies import TrialSummary, trial_from_json
 from autospec.store.database import Store
-from autospec.store.queries import DraftFile, DraftFiles
+from autospec.store.drafts import DraftFile, DraftFiles
 
 __all__ = ["Evidence", "evidence_of"]
 

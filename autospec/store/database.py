@@ -29,18 +29,16 @@ from autospec.store.compatibility import (
     Unread,
     understood,
 )
-from autospec.store.queries import (
-    ANY_DRAFTS,
-    KEPT_SAMPLES,
-    DraftFiles,
-    insert_launch_comparison,
-    insert_samples,
-    prune_samples,
-    select_compared_models,
-    select_launch_comparisons,
-    select_samples,
+from autospec.store.drafts import ANY_DRAFTS, DraftFiles
+from autospec.store.schema import (
+    LAUNCH_COMPARISONS,
+    LIVE_SAMPLES,
+    MEASUREMENTS,
+    OVERALL,
+    RECOMMENDATIONS,
+    SURVEYS,
+    bring_up_to_date,
 )
-from autospec.store.schema import MEASUREMENTS, OVERALL, RECOMMENDATIONS, SURVEYS, bring_up_to_date
 
 __all__ = [
     "CellLocks",
@@ -60,6 +58,10 @@ _CONNECT_TIMEOUT_S = 10
 # A host that has vanished is noticed after 60 s of silence and three probes 20 s apart (documentation of PostgreSQL, 34.1.2).
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 60, "keepalives_interval": 20, "keepalives_count": 3}
 _LIBPQ = frozenset({"psycopg", "psycopg2"})  # drivers that take these names
+# About 20 MB of SQLite: months of one person's use, a day of a busy team's. Drift detection needs only the newest.
+_KEPT_SAMPLES = 100_000
+# Only the newest count: drivers and systems change without a new build.
+_KEPT_COMPARISONS = 40
 
 
 class Store:
@@ -220,13 +222,26 @@ class Store:
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""
+        rows = [
+            {f.name: getattr(sample, f.name) for f in fields(sample)}
+            | {
+                "prompt_type": None if sample.prompt_type is None else str(sample.prompt_type),
+                "drafting_key": sample.drafting.key,
+                "drafting": sample.drafting.to_json(),
+            }
+            for sample in samples
+        ]
         with plain_errors(self._engine), self._engine.begin() as connection:
-            insert_samples(connection, samples)
+            if rows:
+                connection.execute(sa.insert(LIVE_SAMPLES), rows)
 
-    def prune_samples(self, keep: int = KEPT_SAMPLES) -> None:
-        """Delete all but the newest samples."""
+    def prune_samples(self, keep: int = _KEPT_SAMPLES) -> None:
+        """Delete all but about `keep` of the newest samples; gaps between ids make it fewer."""
+        number = LIVE_SAMPLES.c.id
         with plain_errors(self._engine), self._engine.begin() as connection:
-            prune_samples(connection, keep)
+            newest = connection.execute(sa.select(sa.func.max(number))).scalar()
+            if newest is not None:
+                connection.execute(sa.delete(LIVE_SAMPLES).where(number <= newest - keep))
 
     def samples(
         self,
@@ -238,37 +253,57 @@ class Store:
         prompt_type: PromptType | None = None,
         drafting: Drafting | None = None,
     ) -> list[Sample]:
-        """Return samples since a time (seconds since the epoch), oldest first; each filter is optional."""
+        """Return samples since a time (seconds since the epoch), oldest first; a filter of ``None`` passes all."""
+        table = LIVE_SAMPLES
+        wanted = {
+            table.c.model: model,
+            table.c.backend: backend,
+            table.c.build: build,
+            table.c.prompt_type: None if prompt_type is None else str(prompt_type),
+            table.c.drafting_key: None if drafting is None else drafting.key,
+        }
+        query = sa.select(table).where(
+            table.c.at >= since, *(column == value for column, value in wanted.items() if value is not None)
+        )
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return select_samples(
-                connection,
-                since=since,
-                model=model,
-                backend=backend,
-                build=build,
-                prompt_type=prompt_type,
-                drafting=drafting,
-                unread=self._unread,
-            )
+            rows = connection.execute(query.order_by(table.c.at, table.c.id)).mappings().all()
+        return understood(((row["id"], row) for row in rows), _sample, self._unread, "sample")
 
     def add_launch_comparison(
         self, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
     ) -> None:
         """Store a comparison of two launches; `model` is the main model with the user's arguments."""
+        row = {f.name: getattr(comparison, f.name) for f in fields(comparison)}
+        row |= {
+            "hardware_id": hardware_id,
+            "backend": build.backend,
+            "build": build.fingerprint or build.version,
+            "model": model,
+        }
         with plain_errors(self._engine), self._engine.begin() as connection:
-            insert_launch_comparison(connection, hardware_id, build, model, comparison)
+            connection.execute(sa.insert(LAUNCH_COMPARISONS), [row])
 
     def launch_comparisons(
         self, hardware_id: str, build: Build, model: str | None = None
     ) -> list[LaunchComparison]:
         """Return the newest launch comparisons on a machine with exactly this build, oldest first; of one model or of all."""
+        table = LAUNCH_COMPARISONS
+        query = sa.select(*(table.c[f.name] for f in fields(LaunchComparison))).where(
+            _on_server(hardware_id, build)
+        )
+        if model is not None:
+            query = query.where(table.c.model == model)
+        query = query.order_by(table.c.id.desc()).limit(_KEPT_COMPARISONS)
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return select_launch_comparisons(connection, hardware_id, build, model)
+            rows = connection.execute(query).mappings().all()
+        return [LaunchComparison(**row) for row in reversed(rows)]
 
     def compared_models(self, hardware_id: str, build: Build) -> list[str]:
         """Return the models that such comparisons were made with, the newest first."""
+        table = LAUNCH_COMPARISONS
+        query = sa.select(table.c.model).where(_on_server(hardware_id, build)).group_by(table.c.model)
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return select_compared_models(connection, hardware_id, build)
+            return list(connection.execute(query.order_by(sa.func.max(table.c.id).desc())).scalars())
 
     def newest_recommendation(self) -> int:
         """Return the number of the newest recommendation; 0 without any."""
@@ -358,6 +393,7 @@ def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
 
 
 _MEASUREMENT = tuple(f.name for f in fields(Measurement))
+_SAMPLE = tuple(f.name for f in fields(Sample))
 
 
 def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
@@ -371,6 +407,24 @@ def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
     if not isinstance(row["machine"], dict):
         raise TypeError("the machine's state is not a JSON object")
     return Measurement(**known), row["draft_id"] or ""
+
+
+def _sample(row: sa.RowMapping) -> Sample:
+    known = {name: row[name] for name in _SAMPLE} | {
+        "prompt_type": None if row["prompt_type"] is None else PromptType(row["prompt_type"]),
+        "drafting": Drafting.from_json(row["drafting"]),
+    }
+    return Sample(**known)
+
+
+def _on_server(hardware_id: str, build: Build) -> sa.ColumnElement[bool]:
+    """Compared on this machine with exactly this build."""
+    c = LAUNCH_COMPARISONS.c
+    return sa.and_(
+        c.hardware_id == hardware_id,
+        c.backend == build.backend,
+        c.build == (build.fingerprint or build.version),
+    )
 
 
 @contextmanager
