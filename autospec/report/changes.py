@@ -18,7 +18,7 @@ from typing import Any, Final
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.report.selection import newest
 
-__all__ = ["HOOK_TIMEOUT_S", "Change", "ChangeKind", "changes", "changes_document", "run_hook"]
+__all__ = ["ChangeKind", "changes", "changes_document", "run_hook"]
 
 
 _SCHEMA = 1

@@ -47,7 +47,6 @@ __all__ = [
     "durable",
     "first_use",
     "open_store",
-    "plain_errors",
     "read_url",
 ]
 

@@ -23,7 +23,6 @@ __all__ = [
     "OVERALL",
     "RECOMMENDATIONS",
     "SURVEYS",
-    "Json",
     "bring_up_to_date",
 ]
 
