@@ -89,13 +89,7 @@ class Store:
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Store one measurement."""
-        row = {f.name: getattr(measurement, f.name) for f in fields(measurement)}
-        row |= {
-            "phase": str(measurement.phase),
-            "drafting": measurement.drafting.to_json(),
-            "compared": measurement.compared.to_json(),
-            "draft_id": self.drafts.identity(measurement.compared) or None,
-        }
+        row = measurement.to_json() | {"draft_id": self.drafts.identity(measurement.compared) or None}
         with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(MEASUREMENTS), [row])
 
@@ -116,9 +110,7 @@ class Store:
             query = query.where(table.c.phase == str(phase))
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
-        found = understood(
-            ((row["id"], dict(row)) for row in rows), _measurement, self._unread, "measurement"
-        )
+        found = understood(((row["id"], row) for row in rows), _measurement, self._unread, "measurement")
         return [m for stored, identity in found if (m := self._today(stored, identity)) is not None]
 
     def _today(self, measurement: Measurement, identity: str) -> Measurement | None:
@@ -157,15 +149,9 @@ class Store:
         self, recommendation: Recommendation, hardware: Hardware, cell: Cell | str
     ) -> None:
         """Store a recommendation; readers see the newest of each cell, older ones stay in the table."""
-        row = {
-            "cell_key": cell.key if isinstance(cell, Cell) else cell,
-            "model": recommendation.model,
-            "prompt_type": None if recommendation.prompt_type is None else str(recommendation.prompt_type),
-            "hardware_id": hardware.id,
-            "hardware": hardware.to_json(),
-            "recommendation": recommendation.to_json(),
-            "created_at": recommendation.created_at,
-        }
+        key, prompt_type = cell.key if isinstance(cell, Cell) else cell, recommendation.prompt_type
+        row = _answer_row(key, recommendation, hardware)
+        row["prompt_type"] = None if prompt_type is None else str(prompt_type)
         with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(RECOMMENDATIONS), [row])
 
@@ -194,16 +180,8 @@ class Store:
 
     def save_overall(self, answer: Recommendation, hardware: Hardware, launch_key: str) -> None:
         """Store the answer for a mix of prompt types; readers see the newest of each `Cell.launch_key`."""
-        row = {
-            "cell_key": launch_key,
-            "model": answer.model,
-            "hardware_id": hardware.id,
-            "hardware": hardware.to_json(),
-            "recommendation": answer.to_json(),
-            "created_at": answer.created_at,
-        }
         with plain_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(sa.insert(OVERALL), [row])
+            connection.execute(sa.insert(OVERALL), [_answer_row(launch_key, answer, hardware)])
 
     def overall_answers(self, launch_keys: Sequence[str] | None = None) -> list[StoredRecommendation]:
         """Return the newest answer of every launch key, or of these, in the order they were made."""
@@ -222,7 +200,7 @@ class Store:
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""
         rows = [
-            {f.name: getattr(sample, f.name) for f in fields(sample)}
+            {name: getattr(sample, name) for name in _SAMPLE}
             | {
                 "prompt_type": None if sample.prompt_type is None else str(sample.prompt_type),
                 "drafting_key": sample.drafting.key,
@@ -391,21 +369,26 @@ def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
             connection.execute("PRAGMA fullfsync=1")
 
 
-_MEASUREMENT = tuple(f.name for f in fields(Measurement))
 _SAMPLE = tuple(f.name for f in fields(Sample))
 
 
-def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
+def _measurement(row: sa.RowMapping) -> tuple[Measurement, str]:
     """The measurement and the identity of its draft."""
-    drafting, compared = row["drafting"], row["compared"]
-    known = {name: row[name] for name in _MEASUREMENT} | {
-        "phase": Phase(row["phase"]),
-        "drafting": (own := Drafting.from_json(drafting)),
-        "compared": own if drafting == compared else Drafting.from_json(compared),
-    }
     if not isinstance(row["machine"], dict):
         raise TypeError("the machine's state is not a JSON object")
-    return Measurement(**known), row["draft_id"] or ""
+    return Measurement.from_json({**row}), row["draft_id"] or ""
+
+
+def _answer_row(key: str, answer: Recommendation, hardware: Hardware) -> dict[str, Any]:
+    """What the tables of recommendations and of overall answers share."""
+    return {
+        "cell_key": key,
+        "model": answer.model,
+        "hardware_id": hardware.id,
+        "hardware": hardware.to_json(),
+        "recommendation": answer.to_json(),
+        "created_at": answer.created_at,
+    }
 
 
 def _sample(row: sa.RowMapping) -> Sample:
