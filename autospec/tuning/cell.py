@@ -52,7 +52,6 @@ __all__ = [
     "TuneSession",
     "TuneStep",
     "acceptance",
-    "geometric_mean",
     "mean_log_ratio",
 ]
 
@@ -410,11 +409,6 @@ def _finite(number: float) -> float | None:
 def mean_log_ratio(pairs: Sequence[Pair]) -> float:
     """Mean of ln(drafting ÷ off); NaN without pairs."""
     return statistics.fmean(p.log_ratio for p in pairs) if pairs else math.nan
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of positive numbers; NaN without numbers."""
-    return statistics.geometric_mean(values) if values else math.nan
 
 
 def acceptance(pairs: Sequence[Pair]) -> float | None:
