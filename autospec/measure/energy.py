@@ -19,7 +19,7 @@ from typing import Any
 
 from autospec.formats import bounded
 from autospec.hardware.state import MachineState
-from autospec.measure.asking import busy
+from autospec.measure.disturbances import busy
 from autospec.measure.log_ratios import Estimate, LogRatio, of_pairs, prompt_medians, signed_rank_estimate
 from autospec.measure.measurements import Measurement, Pair
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autospec.measure.asking import disturbance
-from autospec.measure.disturbances import Cause, lasting
+from autospec.measure.disturbances import Cause, disturbance, lasting
 from autospec.measure.measurements import Pair, Phase, Shapes, pair_up
 from autospec.recommendations import StoredRecommendation
 from autospec.report.studies import TrialSummary, trial_from_json

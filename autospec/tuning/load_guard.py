@@ -10,7 +10,7 @@ from autospec.backends.protocol import Server
 from autospec.backends.registry import Placed
 from autospec.drafting import Drafting
 from autospec.hardware.state import MachineState, StateWatch, others_words
-from autospec.measure.asking import busy
+from autospec.measure.disturbances import busy
 
 __all__ = ["LoadGuard", "Neighbours", "patience_s", "placement_of"]
 
