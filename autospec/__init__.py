@@ -71,7 +71,7 @@ def tune(
     from autospec.hardware import identify
     from autospec.hardware.energy import aim_in_force
     from autospec.settings import load_settings
-    from autospec.tuning.cell import Unwatched
+    from autospec.tuning.cell import Progress
     from autospec.tuning.request import prepare
     from autospec.tuning.run import Tuning
 
@@ -81,7 +81,7 @@ def tune(
     request = prepare(settings, model, drafts=drafts, prompt_types=prompt_types, args=args, again=again)
     aim, _ = aim_in_force(settings.aim, hardware)
     backend_ = backend_for(settings.backend or None, settings, request.model)
-    return Tuning(replace(request, aim=aim), backend_, hardware, Unwatched()).run()
+    return Tuning(replace(request, aim=aim), backend_, hardware, Progress()).run()
 
 
 def recommend(

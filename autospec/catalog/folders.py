@@ -20,13 +20,11 @@ from autospec.files import privacy_hint
 __all__ = [
     "FoundModel",
     "ModelFolder",
-    "is_first_or_whole",
     "model_name",
     "part_paths",
     "places",
     "printable",
     "projectors_beside",
-    "split_key",
     "walk",
 ]
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from autospec.settings import Settings
 
 __all__ = [
-    "OutputClosed",
     "Report",
     "Shell",
     "close_output",

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autospec.cli.shell import Shell
-from autospec.tuning.cell import CellProgress, TuneStep
+from autospec.tuning.cell import CellProgress, Progress, TuneStep
 from autospec.tuning.definition import StudyDefinition
 
 __all__ = ["TuneDisplay", "phases_of"]
@@ -69,7 +69,7 @@ def phases_of(definition: StudyDefinition) -> tuple[str, ...]:
     return tuple(name for name in _NAMES if name not in left_out)
 
 
-class TuneDisplay:
+class TuneDisplay(Progress):
     """Shows a tune's progress. A context manager: the live table exists inside it.
 
     Args:

@@ -15,7 +15,6 @@ from autospec.hardware.state import Limits, tolerated_cores
 from autospec.settings import Settings, parse_duration, parse_hours
 
 __all__ = [
-    "IdleCheck",
     "Policy",
     "RunDecision",
     "Signals",

@@ -28,7 +28,6 @@ __all__ = [
     "PRIOR_SD",
     "KnownCell",
     "Queue",
-    "Uses",
     "expected_gain",
     "order",
     "shares",

@@ -46,7 +46,6 @@ __all__ = [
     "FALSE_ALARMS_PER_1000",
     "GAP",
     "UNCACHED",
-    "BasisChange",
     "Drift",
     "Gap",
     "RankCusum",

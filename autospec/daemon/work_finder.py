@@ -37,7 +37,7 @@ from autospec.measure.measurements import Sample
 from autospec.predict.estimate import least_acceptance, speeds_for
 from autospec.prompts.suite import load_suite
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
-from autospec.report.changes import HookOutcome, changes, changes_document, run_hook
+from autospec.report.changes import changes, changes_document, run_hook
 from autospec.report.selection import borrowed, same_machine
 from autospec.settings import Settings, load_settings, parse_duration
 from autospec.store.database import Store, open_store
@@ -55,7 +55,7 @@ def announce(
     stored: Sequence[StoredRecommendation],
     state_dir: Path,
     command: Sequence[str],
-    run: Callable[[Sequence[str], Mapping[str, Any]], HookOutcome] = run_hook,
+    run: Callable[[Sequence[str], Mapping[str, Any]], str] = run_hook,
 ) -> str:
     """Run the user's hook (setting ``on_change``) if recommendations changed since it was last told; waits for it.
 
@@ -76,7 +76,7 @@ def announce(
         return f"{path} cannot be written, so on_change was not run: {error.strerror}."
     if not found:
         return ""
-    return run(command, changes_document(found, datetime.now(UTC).isoformat(timespec="seconds"))).sentence
+    return run(command, changes_document(found, datetime.now(UTC).isoformat(timespec="seconds")))
 
 
 def _read(path: Path) -> list[StoredRecommendation] | None:

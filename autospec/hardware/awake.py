@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["AwakeForRequests", "awake_command", "end_helper", "kept_awake", "parse_dark_wake", "start_helper"]
+__all__ = ["AwakeForRequests", "awake_command", "kept_awake", "parse_dark_wake"]
 
 _CAFFEINATE = "/usr/bin/caffeinate"
 # The helper ends within milliseconds after its signal.

@@ -13,11 +13,9 @@ from autospec.drafting import Drafting
 from autospec.errors import RequestError
 from autospec.hardware.gpu import on_metal
 from autospec.hardware.state import MachineState, StateWatch
-from autospec.measure.disturbances import LIMITS, Cause, cause_of, load_limit
 from autospec.measure.measurements import (
     CUT,
     Measurement,
-    Pair,
     Phase,
     enough_tokens,
     token_ms_of,
@@ -25,7 +23,7 @@ from autospec.measure.measurements import (
 from autospec.prompts.suite import Prompt
 from autospec.recommendations import WITHIN_REASONING
 
-__all__ = ["Asking", "OffLength", "busy", "disturbance", "measure"]
+__all__ = ["Asking", "OffLength", "measure"]
 
 
 # About a second after its last work, macOS takes a model's memory from the GPU's reach, unless the build holds it there (residency sets).
@@ -266,17 +264,3 @@ def _sum(counts: Sequence[int | None]) -> int | None:
     """The sum; ``None`` if one of them is unknown."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
-
-
-def busy(state: MachineState) -> bool:
-    """Return True if other programs, or the hypervisor, use too much of the processor or the GPU for a measurement."""
-    slack = LIMITS.slack_core_s / max(state.window_s, 1e-3)
-    if (state.gpu_other_load or 0.0) > LIMITS.gpu_load:
-        return True
-    return state.other_load + state.steal > load_limit(state) + slack
-
-
-def disturbance(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> str:
-    """Say why a pair should be measured again; empty if nothing disturbed it. See `cause_of`."""
-    found = cause_of(pair, lasting)
-    return "" if found is None else found.sentence

@@ -26,7 +26,9 @@ from autospec.measure.measurements import Measurement, Pair, pair_up
 __all__ = [
     "LIMITS",
     "Cause",
+    "busy",
     "cause_of",
+    "disturbance",
     "lasting",
     "left_out",
     "left_out_sentence",
@@ -95,6 +97,12 @@ def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance
     return None
 
 
+def disturbance(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> str:
+    """Say why a pair should be measured again; empty if nothing disturbed it. See `cause_of`."""
+    found = cause_of(pair, lasting)
+    return "" if found is None else found.sentence
+
+
 def lasting(rows: Iterable[Measurement]) -> frozenset[Cause]:
     """Return the causes that came with one side of a comparison so often that they belong to it.
 
@@ -153,6 +161,14 @@ def swaps(pair: Pair) -> bool:
 def load_limit(state: MachineState) -> float:
     """Cores that other processes may use."""
     return tolerated_cores(state.cores, on_metal=state.on_metal, limits=LIMITS)
+
+
+def busy(state: MachineState) -> bool:
+    """Return True if other programs, or the hypervisor, use too much of the processor or the GPU for a measurement."""
+    slack = LIMITS.slack_core_s / max(state.window_s, 1e-3)
+    if (state.gpu_other_load or 0.0) > LIMITS.gpu_load:
+        return True
+    return state.other_load + state.steal > load_limit(state) + slack
 
 
 def _without_rates(state: MachineState, *, heat: bool) -> MachineState:

@@ -19,11 +19,11 @@ from typing import Any
 
 from autospec.formats import bounded
 from autospec.hardware.state import MachineState
-from autospec.measure.asking import busy
+from autospec.measure.disturbances import busy
 from autospec.measure.log_ratios import Estimate, LogRatio, of_pairs, prompt_medians, signed_rank_estimate
 from autospec.measure.measurements import Measurement, Pair
 
-__all__ = ["EnergyComparison", "compare_energy", "energy_ratios"]
+__all__ = ["compare_energy", "energy_ratios"]
 
 # Drivers of GPUs renew their counters some ten times a second. Shorter windows have no valid reading.
 _LEAST_WINDOW_S = 0.5

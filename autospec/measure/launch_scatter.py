@@ -196,8 +196,6 @@ def _least_share(freedom: float) -> float:
 
 Floats = npt.NDArray[np.float64]
 
-# Converts a median distance into a standard deviation, for normal noise.
-_DISTANCE_TO_SD = 1.4826
 # The two-way fit converges within a few steps; the last ones change the sixth digit.
 _STEPS = 6
 
@@ -321,7 +319,7 @@ def unit_estimate(fit: UnitFit, level: float) -> Estimate | None:
 def _variance(x: Floats) -> float:
     """Variance of the middle of a prompt's values, from their median distance; 0 for a single value."""
     distance = float(np.median(np.abs(x - np.median(x))))
-    return (_DISTANCE_TO_SD * distance) ** 2 * math.pi / 2.0 / x.size
+    return (_MAD_TO_SD * distance) ** 2 * math.pi / 2.0 / x.size
 
 
 def _middle(x: Floats) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self
@@ -554,6 +554,28 @@ class Measurement:
     def decode_tps(self) -> float:
         """Tokens per second of generation alone."""
         return 1000.0 * self.predicted_tokens / self.predicted_ms if self.predicted_ms else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as in the database and in exports."""
+        return {name: getattr(self, name) for name in _FIELDS} | {
+            "phase": str(self.phase),
+            "drafting": self.drafting.to_json(),
+            "compared": self.compared.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read `to_json`; plain errors (`ValueError`, `KeyError`, `TypeError`, `AttributeError`) for what makes no sense."""
+        drafting, compared = data["drafting"], data["compared"]
+        known = {name: data[name] for name in _FIELDS} | {
+            "phase": Phase(data["phase"]),
+            "drafting": (own := Drafting.from_json(drafting)),
+            "compared": own if drafting == compared else Drafting.from_json(compared),
+        }
+        return cls(**known)
+
+
+_FIELDS = tuple(f.name for f in fields(Measurement))
 
 
 @dataclass(frozen=True, slots=True)

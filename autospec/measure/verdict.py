@@ -151,7 +151,6 @@ class Decision:
         final: True if no more rounds should be measured.
         estimate: The paired estimate at this look; ``None`` before the first pair.
         prompts: Number of distinct prompts.
-        prompts_faster: Prompts with a median ratio above 1.
         mean: Mean of the prompts' median log-ratios; 0 before the first pair.
         reason: One sentence.
         units: Pairs of launches.
@@ -164,7 +163,6 @@ class Decision:
     final: bool
     estimate: Estimate | None
     prompts: int
-    prompts_faster: int
     mean: float
     reason: str
     units: int = 0
@@ -205,8 +203,14 @@ def decide(
         aim: What the ratios are of: it changes the words, and nothing else.
     """
     if not values:
-        return Decision(Verdict.UNDECIDED, final=False, estimate=None, prompts=0, prompts_faster=0,
-                        mean=0.0, reason="nothing has been measured yet")  # fmt: skip
+        return Decision(
+            Verdict.UNDECIDED,
+            final=False,
+            estimate=None,
+            prompts=0,
+            mean=0.0,
+            reason="nothing has been measured yet",
+        )
     reached = [i for i, at in enumerate(rule.looks) if at <= rounds]
     look = reached[-1] if reached else 0
     last = rounds >= rule.looks[-1]
@@ -234,7 +238,6 @@ def decide(
         final,
         estimate,
         prompts=len(evidence.medians),
-        prompts_faster=sum(m > 0.0 for m in evidence.medians),
         mean=statistics.fmean(evidence.medians),
         reason=reason,
         units=evidence.fit.units,

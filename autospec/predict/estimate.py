@@ -35,7 +35,6 @@ __all__ = [
     "ACCEPTANCES",
     "DraftEstimate",
     "Estimated",
-    "ModelEstimate",
     "Reads",
     "Steps",
     "cycle_ms",

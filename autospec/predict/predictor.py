@@ -51,7 +51,6 @@ class Check:
         drafting: The launched drafting.
         predicted: Speed ratio to the baseline, predicted before this launch.
         measured: The measured speed ratio.
-        deviation: ln(measured ÷ predicted) in standard errors.
         agrees: False if the costs, or the replay, were wrong.
         costs_alone: True if the launch had the replayed cycles: only the costs were wrong, and the launch corrects them.
         refused: Why the launch did not correct the costs, a sentence; else empty.
@@ -60,7 +59,6 @@ class Check:
     drafting: Drafting
     predicted: float
     measured: float
-    deviation: float
     agrees: bool
     costs_alone: bool = False
     refused: str = ""
@@ -336,13 +334,11 @@ class Predictor:
         spread = float(slope @ curve.covariance @ slope) + noise
         # The median of three and more: one disturbed answer must not refute the costs.
         middle = statistics.median(deviations) if len(deviations) > 2 else statistics.fmean(deviations)
-        deviation = middle / math.sqrt(spread)
-        agrees = abs(deviation) <= _DISTRUST
+        agrees = abs(middle / math.sqrt(spread)) <= _DISTRUST
         return Check(
             drafting=drafting,
             predicted=math.exp(statistics.fmean(predicted)),
             measured=math.exp(statistics.fmean(pair.log_ratio for pair, _ in known)),
-            deviation=deviation,
             agrees=agrees,
             costs_alone=not agrees and _replayed(known),
         )

@@ -21,7 +21,7 @@ from typing import Any, Final
 from autospec.cells import PromptType
 from autospec.prompts.request_text import RequestText, Text, fold, keywords, read_request
 
-__all__ = ["ASK_CHARS", "Classification", "PromptFeatures", "classify", "find_cues"]
+__all__ = ["classify"]
 
 # Length from which the material counts.
 _LONG_CHARS: Final = 250

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from autospec.cells import PromptType
 
-__all__ = ["Cues", "Keywords", "RequestText", "Text", "fold", "keywords", "read_request"]
+__all__ = ["RequestText", "Text", "fold", "keywords", "read_request"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from autospec.cells import PromptType
 from autospec.errors import SuiteError
 from autospec.files import studies_dir
 
-__all__ = ["ACKNOWLEDGED", "Half", "Prompt", "Suite", "after_text", "heading", "load_suite", "long_text"]
+__all__ = ["Half", "Prompt", "Suite", "after_text", "heading", "load_suite", "long_text"]
 
 _REQUIRED = ("id", "prompt_type", "messages", "max_tokens")
 _OPTIONAL = ("half", "tools")

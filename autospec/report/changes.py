@@ -9,18 +9,16 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.report.selection import newest
 
-__all__ = ["HOOK_TIMEOUT_S", "Change", "ChangeKind", "HookOutcome", "changes", "changes_document", "run_hook"]
+__all__ = ["ChangeKind", "changes", "changes_document", "run_hook"]
 
 
 _SCHEMA = 1
@@ -133,26 +131,8 @@ def _kind(before: Recommendation, after: Recommendation) -> ChangeKind | None:
 
 # Enough to restart a server or send a message; a longer task belongs in the background (`… &` in a script).
 HOOK_TIMEOUT_S: Final = 30.0
-_TAIL_BYTES: Final = 4096
 # With these a hook could report to systemd as the daemon.
 _NOT_PASSED_ON: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-
-
-@dataclass(frozen=True, slots=True)
-class HookOutcome:
-    """How a hook ended.
-
-    Attributes:
-        ok: True if it exited with 0.
-        sentence: What to log.
-        said: The end of its output.
-        seconds: How long it took.
-    """
-
-    ok: bool
-    sentence: str
-    said: str = ""
-    seconds: float = 0.0
 
 
 def run_hook(
@@ -161,10 +141,11 @@ def run_hook(
     *,
     timeout_s: float = HOOK_TIMEOUT_S,
     environ: Mapping[str, str] | None = None,
-) -> HookOutcome:
-    """Run the hook to its end, without a shell and in its own session. Blocking; an event loop calls it in a thread.
+) -> str:
+    """Run the hook to its end, without a shell and in its own session; return a sentence for the log.
 
-    A hook that runs too long is killed with its children. Nothing is raised, because a broken hook must not stop the daemon.
+    Blocking; an event loop calls it in a thread. A hook that runs too long is killed with its children. Nothing is raised, because
+    a broken hook must not stop the daemon. What it prints is dropped.
 
     Args:
         command: The words of ``on_change``; at least one.
@@ -173,43 +154,29 @@ def run_hook(
         environ: Its environment; by default that of the process.
     """
     environ = os.environ if environ is None else environ
-    began = time.monotonic()
-    # A file, not a pipe: a background process of the hook would keep a pipe open.
-    with tempfile.TemporaryFile() as output:
-        try:
-            hook = subprocess.Popen(
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={name: value for name, value in environ.items() if name not in _NOT_PASSED_ON},
-            )
-        except OSError as error:
-            return HookOutcome(ok=False, sentence=f"The hook {command[0]} cannot be run: {error.strerror}.")
-        with hook:
-            try:
-                hook.communicate(json.dumps(document, allow_nan=False).encode(), timeout=timeout_s)
-                how = _how(hook.returncode)
-            except subprocess.TimeoutExpired:
-                with suppress(ProcessLookupError):
-                    os.killpg(hook.pid, signal.SIGKILL)
-                hook.wait()
-                how = f"was killed after {timeout_s:g} s"
-        seconds = time.monotonic() - began
-        return HookOutcome(
-            ok=hook.returncode == 0,
-            sentence=f"The hook {command[0]} {how}.",
-            said=_tail(output),
-            seconds=seconds,
+    try:
+        hook = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            # No pipe: a background process of the hook would keep it open.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={name: value for name, value in environ.items() if name not in _NOT_PASSED_ON},
         )
+    except OSError as error:
+        return f"The hook {command[0]} cannot be run: {error.strerror}."
+    with hook:
+        try:
+            hook.communicate(json.dumps(document, allow_nan=False).encode(), timeout=timeout_s)
+            how = _how(hook.returncode)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(hook.pid, signal.SIGKILL)
+            hook.wait()
+            how = f"was killed after {timeout_s:g} s"
+    return f"The hook {command[0]} {how}."
 
 
 def _how(code: int) -> str:
     return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-
-
-def _tail(output: BinaryIO) -> str:
-    size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - _TAIL_BYTES))
-    return output.read().decode("utf-8", "replace").strip()

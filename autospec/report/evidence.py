@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autospec.measure.asking import disturbance
-from autospec.measure.disturbances import Cause, lasting
+from autospec.measure.disturbances import Cause, disturbance, lasting
 from autospec.measure.measurements import Pair, Phase, Shapes, pair_up
 from autospec.recommendations import StoredRecommendation
 from autospec.report.studies import TrialSummary, trial_from_json
 from autospec.store.database import Store
-from autospec.store.queries import DraftFile, DraftFiles
+from autospec.store.drafts import DraftFile, DraftFiles
 
 __all__ = ["Evidence", "evidence_of"]
 

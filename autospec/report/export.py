@@ -9,15 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import autospec
 from autospec.cells import Hardware
-from autospec.drafting import Drafting
 from autospec.errors import StudyFileError
-from autospec.measure.measurements import Measurement, Phase
+from autospec.measure.measurements import Measurement
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
 from autospec.report.studies import StudySummary
 from autospec.store.compatibility import Unread, understood
@@ -66,7 +65,7 @@ def export_document(
         "exported_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "recommendations": [s.to_json() for s in recommendations],
         "overall": [s.to_json() for s in overall],
-        "measurements": [_measurement_json(m) for m in measurements],
+        "measurements": [m.to_json() for m in measurements],
         "studies": [{**s.to_json(), "trials": [t.to_json() for t in s.trials]} for s in studies],
     }
     shown: dict[str, Any] = _without_home(document, str(Path.home()))
@@ -170,26 +169,11 @@ def _identity(m: Measurement) -> tuple[str, float, str]:
     return m.launch_id, m.started_at, m.prompt_id
 
 
-def _measurement_json(m: Measurement) -> dict[str, Any]:
-    return {f.name: getattr(m, f.name) for f in fields(m)} | {
-        "phase": str(m.phase),
-        "drafting": m.drafting.to_json(),
-        "compared": m.compared.to_json(),
-    }
-
-
 def _measurement(entry: dict[str, Any]) -> Measurement:
-    known = {f.name: entry[f.name] for f in fields(Measurement)}
-    known |= {
-        "cell_key": _key(entry["cell_key"]),
-        "phase": Phase(entry["phase"]),
-        "drafting": Drafting.from_json(entry["drafting"]),
-        "compared": Drafting.from_json(entry["compared"]),
-    }
-    m = Measurement(**known)
+    m = Measurement.from_json(entry)
     if not (m.wall_ms > 0 and m.predicted_tokens >= 0):
         raise ValueError(f"a measurement of {m.prompt_id} that took {m.wall_ms} ms")
-    return m
+    return replace(m, cell_key=_key(m.cell_key))
 
 
 def _without_home(value: Any, home: str) -> Any:

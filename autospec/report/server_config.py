@@ -33,7 +33,6 @@ __all__ = [
     "BEGIN",
     "END",
     "Rendered",
-    "ToRun",
     "drafting_args",
     "llama_swap_text",
     "merged_llama_swap",

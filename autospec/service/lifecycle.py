@@ -39,9 +39,6 @@ from autospec.settings import KEYS, Settings, load_settings
 
 __all__ = [
     "Service",
-    "ServicePlan",
-    "folder_variables",
-    "gpu_variables",
     "privacy_warnings",
     "private_paths",
     "refuse_root",

@@ -33,7 +33,7 @@ from autospec.serving.dispatch import FollowedAnswer
 from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import MemoryEstimate
 
-__all__ = ["InstanceState", "Look", "NoThreadError", "ServerInstance", "hangs", "in_thread"]
+__all__ = ["InstanceState", "Look", "ServerInstance", "hangs", "in_thread"]
 
 # A connection breaks before the end of the process is visible: its guard reports it within 0.1 s, under full load within 1 s.
 _SETTLE_S: Final = 1.0

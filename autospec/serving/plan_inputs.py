@@ -31,7 +31,6 @@ __all__ = [
     "ModelDemand",
     "Route",
     "TrafficForecast",
-    "TrafficPart",
     "advice_from",
     "best_route",
 ]

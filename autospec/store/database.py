@@ -29,18 +29,16 @@ from autospec.store.compatibility import (
     Unread,
     understood,
 )
-from autospec.store.queries import (
-    ANY_DRAFTS,
-    KEPT_SAMPLES,
-    DraftFiles,
-    insert_launch_comparison,
-    insert_samples,
-    prune_samples,
-    select_compared_models,
-    select_launch_comparisons,
-    select_samples,
+from autospec.store.drafts import ANY_DRAFTS, DraftFiles
+from autospec.store.schema import (
+    LAUNCH_COMPARISONS,
+    LIVE_SAMPLES,
+    MEASUREMENTS,
+    OVERALL,
+    RECOMMENDATIONS,
+    SURVEYS,
+    bring_up_to_date,
 )
-from autospec.store.schema import MEASUREMENTS, OVERALL, RECOMMENDATIONS, SURVEYS, bring_up_to_date
 
 __all__ = [
     "CellLocks",
@@ -49,7 +47,6 @@ __all__ = [
     "durable",
     "first_use",
     "open_store",
-    "plain_errors",
     "read_url",
 ]
 
@@ -60,6 +57,10 @@ _CONNECT_TIMEOUT_S = 10
 # A host that has vanished is noticed after 60 s of silence and three probes 20 s apart (documentation of PostgreSQL, 34.1.2).
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 60, "keepalives_interval": 20, "keepalives_count": 3}
 _LIBPQ = frozenset({"psycopg", "psycopg2"})  # drivers that take these names
+# About 20 MB of SQLite: months of one person's use, a day of a busy team's. Drift detection needs only the newest.
+_KEPT_SAMPLES = 100_000
+# Only the newest count: drivers and systems change without a new build.
+_KEPT_COMPARISONS = 40
 
 
 class Store:
@@ -88,13 +89,7 @@ class Store:
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Store one measurement."""
-        row = {f.name: getattr(measurement, f.name) for f in fields(measurement)}
-        row |= {
-            "phase": str(measurement.phase),
-            "drafting": measurement.drafting.to_json(),
-            "compared": measurement.compared.to_json(),
-            "draft_id": self.drafts.identity(measurement.compared) or None,
-        }
+        row = measurement.to_json() | {"draft_id": self.drafts.identity(measurement.compared) or None}
         with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(MEASUREMENTS), [row])
 
@@ -115,9 +110,7 @@ class Store:
             query = query.where(table.c.phase == str(phase))
         with plain_errors(self._engine), self._engine.connect() as connection:
             rows = connection.execute(query.order_by(table.c.id)).mappings().all()
-        found = understood(
-            ((row["id"], dict(row)) for row in rows), _measurement, self._unread, "measurement"
-        )
+        found = understood(((row["id"], row) for row in rows), _measurement, self._unread, "measurement")
         return [m for stored, identity in found if (m := self._today(stored, identity)) is not None]
 
     def _today(self, measurement: Measurement, identity: str) -> Measurement | None:
@@ -156,15 +149,9 @@ class Store:
         self, recommendation: Recommendation, hardware: Hardware, cell: Cell | str
     ) -> None:
         """Store a recommendation; readers see the newest of each cell, older ones stay in the table."""
-        row = {
-            "cell_key": cell.key if isinstance(cell, Cell) else cell,
-            "model": recommendation.model,
-            "prompt_type": None if recommendation.prompt_type is None else str(recommendation.prompt_type),
-            "hardware_id": hardware.id,
-            "hardware": hardware.to_json(),
-            "recommendation": recommendation.to_json(),
-            "created_at": recommendation.created_at,
-        }
+        key, prompt_type = cell.key if isinstance(cell, Cell) else cell, recommendation.prompt_type
+        row = _answer_row(key, recommendation, hardware)
+        row["prompt_type"] = None if prompt_type is None else str(prompt_type)
         with plain_errors(self._engine), self._engine.begin() as connection:
             connection.execute(sa.insert(RECOMMENDATIONS), [row])
 
@@ -193,16 +180,8 @@ class Store:
 
     def save_overall(self, answer: Recommendation, hardware: Hardware, launch_key: str) -> None:
         """Store the answer for a mix of prompt types; readers see the newest of each `Cell.launch_key`."""
-        row = {
-            "cell_key": launch_key,
-            "model": answer.model,
-            "hardware_id": hardware.id,
-            "hardware": hardware.to_json(),
-            "recommendation": answer.to_json(),
-            "created_at": answer.created_at,
-        }
         with plain_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(sa.insert(OVERALL), [row])
+            connection.execute(sa.insert(OVERALL), [_answer_row(launch_key, answer, hardware)])
 
     def overall_answers(self, launch_keys: Sequence[str] | None = None) -> list[StoredRecommendation]:
         """Return the newest answer of every launch key, or of these, in the order they were made."""
@@ -220,13 +199,26 @@ class Store:
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""
+        rows = [
+            {name: getattr(sample, name) for name in _SAMPLE}
+            | {
+                "prompt_type": None if sample.prompt_type is None else str(sample.prompt_type),
+                "drafting_key": sample.drafting.key,
+                "drafting": sample.drafting.to_json(),
+            }
+            for sample in samples
+        ]
         with plain_errors(self._engine), self._engine.begin() as connection:
-            insert_samples(connection, samples)
+            if rows:
+                connection.execute(sa.insert(LIVE_SAMPLES), rows)
 
-    def prune_samples(self, keep: int = KEPT_SAMPLES) -> None:
-        """Delete all but the newest samples."""
+    def prune_samples(self, keep: int = _KEPT_SAMPLES) -> None:
+        """Delete all but about `keep` of the newest samples; gaps between ids make it fewer."""
+        number = LIVE_SAMPLES.c.id
         with plain_errors(self._engine), self._engine.begin() as connection:
-            prune_samples(connection, keep)
+            newest = connection.execute(sa.select(sa.func.max(number))).scalar()
+            if newest is not None:
+                connection.execute(sa.delete(LIVE_SAMPLES).where(number <= newest - keep))
 
     def samples(
         self,
@@ -238,37 +230,57 @@ class Store:
         prompt_type: PromptType | None = None,
         drafting: Drafting | None = None,
     ) -> list[Sample]:
-        """Return samples since a time (seconds since the epoch), oldest first; each filter is optional."""
+        """Return samples since a time (seconds since the epoch), oldest first; a filter of ``None`` passes all."""
+        table = LIVE_SAMPLES
+        wanted = {
+            table.c.model: model,
+            table.c.backend: backend,
+            table.c.build: build,
+            table.c.prompt_type: None if prompt_type is None else str(prompt_type),
+            table.c.drafting_key: None if drafting is None else drafting.key,
+        }
+        query = sa.select(table).where(
+            table.c.at >= since, *(column == value for column, value in wanted.items() if value is not None)
+        )
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return select_samples(
-                connection,
-                since=since,
-                model=model,
-                backend=backend,
-                build=build,
-                prompt_type=prompt_type,
-                drafting=drafting,
-                unread=self._unread,
-            )
+            rows = connection.execute(query.order_by(table.c.at, table.c.id)).mappings().all()
+        return understood(((row["id"], row) for row in rows), _sample, self._unread, "sample")
 
     def add_launch_comparison(
         self, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
     ) -> None:
         """Store a comparison of two launches; `model` is the main model with the user's arguments."""
+        row = {f.name: getattr(comparison, f.name) for f in fields(comparison)}
+        row |= {
+            "hardware_id": hardware_id,
+            "backend": build.backend,
+            "build": build.fingerprint or build.version,
+            "model": model,
+        }
         with plain_errors(self._engine), self._engine.begin() as connection:
-            insert_launch_comparison(connection, hardware_id, build, model, comparison)
+            connection.execute(sa.insert(LAUNCH_COMPARISONS), [row])
 
     def launch_comparisons(
         self, hardware_id: str, build: Build, model: str | None = None
     ) -> list[LaunchComparison]:
         """Return the newest launch comparisons on a machine with exactly this build, oldest first; of one model or of all."""
+        table = LAUNCH_COMPARISONS
+        query = sa.select(*(table.c[f.name] for f in fields(LaunchComparison))).where(
+            _on_server(hardware_id, build)
+        )
+        if model is not None:
+            query = query.where(table.c.model == model)
+        query = query.order_by(table.c.id.desc()).limit(_KEPT_COMPARISONS)
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return select_launch_comparisons(connection, hardware_id, build, model)
+            rows = connection.execute(query).mappings().all()
+        return [LaunchComparison(**row) for row in reversed(rows)]
 
     def compared_models(self, hardware_id: str, build: Build) -> list[str]:
         """Return the models that such comparisons were made with, the newest first."""
+        table = LAUNCH_COMPARISONS
+        query = sa.select(table.c.model).where(_on_server(hardware_id, build)).group_by(table.c.model)
         with plain_errors(self._engine), self._engine.connect() as connection:
-            return select_compared_models(connection, hardware_id, build)
+            return list(connection.execute(query.order_by(sa.func.max(table.c.id).desc())).scalars())
 
     def newest_recommendation(self) -> int:
         """Return the number of the newest recommendation; 0 without any."""
@@ -357,20 +369,44 @@ def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
             connection.execute("PRAGMA fullfsync=1")
 
 
-_MEASUREMENT = tuple(f.name for f in fields(Measurement))
+_SAMPLE = tuple(f.name for f in fields(Sample))
 
 
-def _measurement(row: dict[str, Any]) -> tuple[Measurement, str]:
+def _measurement(row: sa.RowMapping) -> tuple[Measurement, str]:
     """The measurement and the identity of its draft."""
-    drafting, compared = row["drafting"], row["compared"]
-    known = {name: row[name] for name in _MEASUREMENT} | {
-        "phase": Phase(row["phase"]),
-        "drafting": (own := Drafting.from_json(drafting)),
-        "compared": own if drafting == compared else Drafting.from_json(compared),
-    }
     if not isinstance(row["machine"], dict):
         raise TypeError("the machine's state is not a JSON object")
-    return Measurement(**known), row["draft_id"] or ""
+    return Measurement.from_json({**row}), row["draft_id"] or ""
+
+
+def _answer_row(key: str, answer: Recommendation, hardware: Hardware) -> dict[str, Any]:
+    """What the tables of recommendations and of overall answers share."""
+    return {
+        "cell_key": key,
+        "model": answer.model,
+        "hardware_id": hardware.id,
+        "hardware": hardware.to_json(),
+        "recommendation": answer.to_json(),
+        "created_at": answer.created_at,
+    }
+
+
+def _sample(row: sa.RowMapping) -> Sample:
+    known = {name: row[name] for name in _SAMPLE} | {
+        "prompt_type": None if row["prompt_type"] is None else PromptType(row["prompt_type"]),
+        "drafting": Drafting.from_json(row["drafting"]),
+    }
+    return Sample(**known)
+
+
+def _on_server(hardware_id: str, build: Build) -> sa.ColumnElement[bool]:
+    """Compared on this machine with exactly this build."""
+    c = LAUNCH_COMPARISONS.c
+    return sa.and_(
+        c.hardware_id == hardware_id,
+        c.backend == build.backend,
+        c.build == (build.fingerprint or build.version),
+    )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from autospec.measure.log_ratios import LogRatio, of_pairs, prompt_medians
 from autospec.measure.measurements import Pair, RequestShape
 from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import ENERGY, WITHIN_REASONING, Recommendation, Status, Verdict
-from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, acceptance, geometric_mean
+from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, acceptance
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.request import TuneRequest
 
@@ -79,8 +79,8 @@ def conclude(
     final = cell.decided
     estimate = decision.estimate if decision is not None else None
     tried = cell.winner
-    off_tps = geometric_mean([p.speeds_tps[0] for p in pairs]) if pairs else None
-    drafting_tps = geometric_mean([p.speeds_tps[1] for p in pairs]) if pairs else None
+    off_tps = statistics.geometric_mean([p.speeds_tps[0] for p in pairs]) if pairs else None
+    drafting_tps = statistics.geometric_mean([p.speeds_tps[1] for p in pairs]) if pairs else None
     speedup: float | None
     if estimate is not None and cell.cell.aim is Aim.SPEED:
         speedup, interval = estimate.ratio, estimate.interval
@@ -208,8 +208,8 @@ def _evidence(
         | ({} if energy is None else {ENERGY: energy.to_json()})
         | {
             "phase": "prove" if proven else "search",
-            "decode_baseline_tps": round(geometric_mean([p.off.decode_tps for p in pairs]), 2),
-            "decode_drafting_tps": round(geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
+            "decode_baseline_tps": round(statistics.geometric_mean([p.off.decode_tps for p in pairs]), 2),
+            "decode_drafting_tps": round(statistics.geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
             "decode_speedup": round(math.exp(statistics.fmean(decode)), 4) if decode else None,
             # Of the request as it was measured: short, with nothing of its prompt in the cache.
             "measured_speedup": round(math.exp(statistics.fmean(p.measured_log_ratio for p in pairs)), 4),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from autospec.backends.protocol import Capabilities, Cycle
 from autospec.cells import Cell, Hardware, PromptType
@@ -51,9 +51,7 @@ __all__ = [
     "TuneContext",
     "TuneSession",
     "TuneStep",
-    "Unwatched",
     "acceptance",
-    "geometric_mean",
     "mean_log_ratio",
 ]
 
@@ -107,8 +105,8 @@ class TuneStep:
     ends_in_s: float | None = None
 
 
-class Progress(Protocol):
-    """Receives what a tune reports."""
+class Progress:
+    """Receives what a tune reports. This one drops it."""
 
     def step(self, step: TuneStep) -> None:
         """A step began or moved on."""
@@ -118,19 +116,6 @@ class Progress(Protocol):
 
     def tell(self, text: str) -> None:
         """One sentence worth keeping: a trial's result, a refusal, a verdict."""
-
-
-class Unwatched:
-    """A progress that drops everything."""
-
-    def step(self, step: TuneStep) -> None:
-        """Nothing."""
-
-    def standing(self, standings: tuple[CellProgress, ...]) -> None:
-        """Nothing."""
-
-    def tell(self, text: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,11 +410,6 @@ def _finite(number: float) -> float | None:
 def mean_log_ratio(pairs: Sequence[Pair]) -> float:
     """Mean of ln(drafting ÷ off); NaN without pairs."""
     return statistics.fmean(p.log_ratio for p in pairs) if pairs else math.nan
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of positive numbers; NaN without numbers."""
-    return statistics.geometric_mean(values) if values else math.nan
 
 
 def acceptance(pairs: Sequence[Pair]) -> float | None:

@@ -11,7 +11,7 @@ from autospec.backends.protocol import Completion, Request, Server
 from autospec.cells import Build
 from autospec.errors import AutospecError
 from autospec.hardware.state import StateWatch
-from autospec.measure.asking import busy
+from autospec.measure.disturbances import busy
 from autospec.measure.launch_scatter import LaunchComparison, LaunchScatter
 from autospec.store.database import Store
 

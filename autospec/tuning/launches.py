@@ -11,14 +11,13 @@ from types import TracebackType
 from typing import Self
 
 from autospec.backends.llama_cpp.scorer import LlamaCppScorer
-from autospec.backends.placement import Weights, Where, room_bytes
+from autospec.backends.placement import Placement, Weights, Where, room_bytes
 from autospec.backends.protocol import Backend, Cycle, LaunchSettings, Server, Tokens
-from autospec.backends.registry import DraftsAlone, InProcess, Scores
+from autospec.backends.registry import DraftsAlone, InProcess, Placed, Scores
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, BackendMissingError, LaunchError, UnsupportedError, UsageError
 from autospec.hardware.gpu import Device, usable
 from autospec.predict.profile import Scorer
-from autospec.tuning.load_guard import Neighbours, placement_of
 
 __all__ = ["Launches", "Memory", "resident_launches"]
 
@@ -81,6 +80,47 @@ class Memory:
             return 1
         return resident_launches(
             available_bytes=self.available_bytes, off_bytes=off_bytes, drafted_bytes=drafted_bytes
+        )
+
+
+def placement_of(server: Server) -> Placement | None:
+    """Where a server put the main model; ``None`` if it does not report it."""
+    return server.placement if isinstance(server, Placed) else None
+
+
+class Neighbours:
+    """Compares where launches put the main model.
+
+    If two launches run side by side, a difference may come from the neighbour, and a pair of them would compare two
+    placements. If launches take turns, the draft itself takes the memory: that is a real cost, which users have too.
+    """
+
+    def __init__(self) -> None:
+        self._off: Placement | None = None
+        self._told: set[Drafting] = set()
+
+    def displaced(self, off: Server, drafted: Server) -> str:
+        """Why two launches side by side must not be compared; empty if they may be."""
+        plain, other = placement_of(off), placement_of(drafted)
+        if plain is None or other is None or plain.same_as(other):
+            return ""
+        return (
+            f"The main model is placed differently when two servers run side by side: without drafting {plain}, "
+            f"with {drafted.drafting.label} {other}."
+        )
+
+    def alone(self, server: Server) -> str:
+        """Note a launch that runs alone; returns a sentence if its draft displaces the main model and that was not said before."""
+        placed = placement_of(server)
+        if server.drafting.is_off:
+            self._off = placed or self._off
+            return ""
+        if placed is None or self._off is None or placed.same_as(self._off) or server.drafting in self._told:
+            return ""
+        self._told.add(server.drafting)
+        return (
+            f"{server.drafting.label}: the draft displaces a part of the main model even if no other server runs: {placed}, "
+            f"without drafting {self._off}. This is a cost of drafting, and the measurement includes it."
         )
 
 

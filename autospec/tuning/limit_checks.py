@@ -20,7 +20,8 @@ from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, RequestError, ServerDiedError
 from autospec.formats import checked_words, counted
 from autospec.hardware.state import MachineState, StateWatch
-from autospec.measure.asking import Asking, OffLength, disturbance, measure
+from autospec.measure.asking import Asking, OffLength, measure
+from autospec.measure.disturbances import disturbance
 from autospec.measure.energy import energy_ratios
 from autospec.measure.launch_scatter import LaunchScatter
 from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Phase, Shapes, paired

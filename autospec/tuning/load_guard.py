@@ -1,59 +1,14 @@
-"""Waits for other programs before something is timed again, and notices when a second server changes where the main model is placed."""
+"""Waits for other programs before something is timed again."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from autospec.backends.placement import Placement
-from autospec.backends.protocol import Server
-from autospec.backends.registry import Placed
-from autospec.drafting import Drafting
 from autospec.hardware.state import MachineState, StateWatch, others_words
-from autospec.measure.asking import busy
+from autospec.measure.disturbances import busy
 
-__all__ = ["LoadGuard", "Neighbours", "patience_s", "placement_of"]
-
-
-def placement_of(server: Server) -> Placement | None:
-    """Where a server put the main model; ``None`` if it does not report it."""
-    return server.placement if isinstance(server, Placed) else None
-
-
-class Neighbours:
-    """Compares where launches put the main model.
-
-    If two launches run side by side, a difference may come from the neighbour, and a pair of them would compare two
-    placements. If launches take turns, the draft itself takes the memory: that is a real cost, which users have too.
-    """
-
-    def __init__(self) -> None:
-        self._off: Placement | None = None
-        self._told: set[Drafting] = set()
-
-    def displaced(self, off: Server, drafted: Server) -> str:
-        """Why two launches side by side must not be compared; empty if they may be."""
-        plain, other = placement_of(off), placement_of(drafted)
-        if plain is None or other is None or plain.same_as(other):
-            return ""
-        return (
-            f"The main model is placed differently when two servers run side by side: without drafting {plain}, "
-            f"with {drafted.drafting.label} {other}."
-        )
-
-    def alone(self, server: Server) -> str:
-        """Note a launch that runs alone; returns a sentence if its draft displaces the main model and that was not said before."""
-        placed = placement_of(server)
-        if server.drafting.is_off:
-            self._off = placed or self._off
-            return ""
-        if placed is None or self._off is None or placed.same_as(self._off) or server.drafting in self._told:
-            return ""
-        self._told.add(server.drafting)
-        return (
-            f"{server.drafting.label}: the draft displaces a part of the main model even if no other server runs: {placed}, "
-            f"without drafting {self._off}. This is a cost of drafting, and the measurement includes it."
-        )
+__all__ = ["LoadGuard", "patience_s"]
 
 
 # If other programs used the machine during a measurement: look at the load once a second, and continue when they have

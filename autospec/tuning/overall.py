@@ -232,12 +232,8 @@ class Overall:
     @property
     def by_type(self) -> float:
         """Speed ratio of the mix with one drafting for each type, as the cells' recommendations enable them."""
-        return self._mixed(
-            {kind: found[0] for kind, known in self.known.items() if (found := own_ratio(known)) is not None}
-        )
-
-    def _mixed(self, ratios: Mapping[PromptType, float]) -> float:
-        return _mixed(self.time_shares, ratios)
+        found = {kind: own_ratio(known) for kind, known in self.known.items()}
+        return _mixed(self.time_shares, {kind: own[0] for kind, own in found.items() if own is not None})
 
 
 def own_ratio(known: Known) -> tuple[float, str] | None:

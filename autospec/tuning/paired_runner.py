@@ -21,8 +21,8 @@ from autospec.errors import (
     ServerDiedError,
 )
 from autospec.hardware.state import MachineState
-from autospec.measure.asking import Asking, OffLength, disturbance, measure
-from autospec.measure.disturbances import lasting, swaps
+from autospec.measure.asking import Asking, OffLength, measure
+from autospec.measure.disturbances import disturbance, lasting, swaps
 from autospec.measure.measurements import MAX_PAIR_GAP_S, Measurement, Pair, Phase, Shapes, paired
 from autospec.store.database import Store
 from autospec.tuning.budget import Budget, Pace

@@ -28,7 +28,7 @@ from autospec.recommendations import (
     Verdict,
 )
 from autospec.store.database import Store
-from autospec.store.queries import ANY_DRAFTS, DraftFile, DraftFiles
+from autospec.store.drafts import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.study import OPENED, RUNNER_UP, SEARCHED, UNTRIED, WINNER, CellStudy
 

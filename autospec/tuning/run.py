@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -121,22 +121,16 @@ class Tuning:
 
     def known(self) -> list[Recommendation]:
         """The stored recommendations of the requested cells; also after an interrupted `run`."""
-        store = open_store(self.request.storage)
-        try:
+        with closing(open_store(self.request.storage)) as store:
             stored = {s.cell_key: s.recommendation for s in store.recommendations(cell_keys=self._wanted)}
-        finally:
-            store.close()
         return [stored[key] for key in self._wanted if key in stored]
 
     def overall(self) -> Recommendation | None:
         """The stored answer for all prompt types together; ``None`` if this tune did not come so far."""
         if not self._launch_key:
             return None
-        store = open_store(self.request.storage)
-        try:
+        with closing(open_store(self.request.storage)) as store:
             found = store.overall_answers([self._launch_key])
-        finally:
-            store.close()
         return found[0].recommendation if found else None
 
     def _run(self, session: TuneSession) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import BackendError, RequestError, UnsupportedError
 from autospec.measure.measurements import Pair, Phase
-from autospec.tuning.cell import CellRun, TuneContext, TuneStep, geometric_mean, mean_log_ratio
+from autospec.tuning.cell import CellRun, TuneContext, TuneStep, mean_log_ratio
 from autospec.tuning.forecast import MOST_TOGETHER, Forecast, LaunchedForecast
 from autospec.tuning.paired_runner import Measured
 from autospec.tuning.pruning import Reach, gives_up
@@ -494,7 +494,7 @@ class Search:
     def _record_off(cell: CellRun, pairs: Sequence[Pair]) -> None:
         # Off is a trial, too: its ratio to itself is 1, its speed is that of the first pairs.
         if not cell.off_recorded and pairs:
-            tps = round(geometric_mean([p.off.request_tps for p in pairs]), 3)
+            tps = round(statistics.geometric_mean([p.off.request_tps for p in pairs]), 3)
             cell.study.record(OFF, 1.0, {"pairs": len(pairs), "baseline_tps": tps})
             cell.off_recorded = True
 

@@ -25,7 +25,7 @@ from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
 from autospec.store.database import connect_args, first_use, read_url
-from autospec.store.queries import DraftFiles
+from autospec.store.drafts import DraftFiles
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from autospec.drafting import Drafting
-from autospec.measure.asking import disturbance
-from autospec.measure.disturbances import lasting, left_out
+from autospec.measure.disturbances import disturbance, lasting, left_out
 from autospec.measure.measurements import Measurement, Pair, Phase, Shapes, pair_up
 from autospec.prompts.suite import Prompt
 from autospec.store.database import Store

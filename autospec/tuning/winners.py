@@ -10,7 +10,7 @@ from dataclasses import replace
 from autospec.drafting import OFF, Drafting
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import Rule
-from autospec.tuning.cell import CellRun, TuneContext, acceptance, geometric_mean
+from autospec.tuning.cell import CellRun, TuneContext, acceptance
 from autospec.tuning.forecast import Forecast
 from autospec.tuning.proof import Proof
 from autospec.tuning.space import Space
@@ -53,7 +53,7 @@ def choose_winners(
 
         def rank(drafting: Drafting, good: dict[int, set[Drafting]] = good) -> tuple[int, int, float, str]:
             sharers = [c for c in left if drafting in good[id(c)]]
-            value = geometric_mean([values[id(c)][drafting] for c in sharers])
+            value = statistics.geometric_mean([values[id(c)][drafting] for c in sharers])
             return len(sharers), -len(drafting.beside), value, drafting.key
 
         chosen = max(draftings, key=rank)
@@ -184,15 +184,15 @@ def trial_values(pairs: Mapping[Drafting, Sequence[Pair]], *, compared: bool = T
 
 
 def trial_attributes(pairs: Sequence[Pair]) -> dict[str, object]:
-    """What a study keeps of a trial besides its value."""
+    """What a study keeps of a trial besides its value; there are pairs."""
     rate = acceptance(pairs)
     return {
         "pairs": len(pairs),
-        "baseline_tps": round(geometric_mean([p.off.request_tps for p in pairs]), 3),
-        "drafting_tps": round(geometric_mean([p.drafted.request_tps for p in pairs]), 3),
+        "baseline_tps": round(statistics.geometric_mean([p.off.request_tps for p in pairs]), 3),
+        "drafting_tps": round(statistics.geometric_mean([p.drafted.request_tps for p in pairs]), 3),
         "acceptance": None if rate is None else round(rate, 4),
         "same_text": sum(p.same_text for p in pairs),
-        "launch_id": pairs[-1].drafted.launch_id if pairs else None,
+        "launch_id": pairs[-1].drafted.launch_id,
     }
 
 

@@ -326,7 +326,7 @@ def _by_clock(clock: Callable[[], float], choose: Callable[..., None]) -> Iterat
         mock.patch.object(run_module, "Search", partial(Search, now=clock)),
         mock.patch.object(run_module, "choose_winners", choose),
         mock.patch.object(run_module, "machine_lock", nullcontext),
-        mock.patch("autospec.measure.asking.disturbance", return_value=""),
+        mock.patch("autospec.measure.disturbances.disturbance", return_value=""),
         mock.patch("autospec.tuning.paired_runner.disturbance", return_value=""),
         mock.patch("autospec.tuning.load_guard.busy", return_value=False),
     ):

@@ -6,7 +6,6 @@ import pytest
 
 from autospec.daemon.work_finder import announce
 from autospec.recommendations import Verdict
-from autospec.report.changes import HookOutcome
 from tests.report.samples import recommendation, stored
 
 ENABLED = [stored(recommendation())]
@@ -19,7 +18,7 @@ def hook():
 
     def run(command, document):
         run.given.append(document)
-        return HookOutcome(ok=True, sentence="The hook ran.")
+        return "The hook ran."
 
     run.given = []
     return run

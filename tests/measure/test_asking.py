@@ -13,7 +13,7 @@ from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import RequestError
 from autospec.hardware.state import MachineState
 from autospec.measure import asking as module
-from autospec.measure.asking import Asking, OffLength, busy, measure
+from autospec.measure.asking import Asking, OffLength, measure
 from autospec.measure.measurements import Measurement, Pair, Phase
 from autospec.prompts.suite import Half, Prompt
 
@@ -130,14 +130,6 @@ def test_an_answer_without_tokens_is_still_refused():
     with pytest.raises(RequestError):
         asked(Asking("p", 0, 0.0, Watch(), rested_s=0.0), server)  # type: ignore[arg-type]
     assert server.asked == [1, 0]
-
-
-def test_a_gpu_that_others_use_is_busy():
-    """It takes no processor time."""
-    calm = MachineState(window_s=1.0, cores=4)
-    assert not busy(calm)
-    assert not busy(MachineState(window_s=1.0, cores=4, gpu_other_load=0.05))
-    assert busy(MachineState(window_s=1.0, cores=4, gpu_other_load=0.3))
 
 
 NGRAM = Drafting(Mode.NGRAM_SIMPLE, ngram_n=4, ngram_m=8, min_hits=1)

@@ -8,7 +8,7 @@ import pytest
 
 from autospec.drafting import OFF
 from autospec.hardware.state import COOLED, HEATED, MachineState
-from autospec.measure.disturbances import Cause, cause_of, lasting, left_out, left_out_sentence
+from autospec.measure.disturbances import Cause, busy, cause_of, lasting, left_out, left_out_sentence
 from autospec.measure.measurements import Measurement, Pair
 from tests.store.test_database import MEASUREMENT
 
@@ -173,3 +173,11 @@ def test_a_mac_that_drafting_heats_gets_its_verdict():
     # A level that goes up and down by itself favours neither side.
     both = lasting(rows(*[(COOL_MAC, HOT_MAC), (HOT_MAC, COOL_MAC)] * 3))
     assert both == {Cause.HEAT_OFF, Cause.HEAT_DRAFTED}
+
+
+def test_a_gpu_that_others_use_is_busy():
+    """It takes no processor time."""
+    calm = MachineState(window_s=1.0, cores=4)
+    assert not busy(calm)
+    assert not busy(MachineState(window_s=1.0, cores=4, gpu_other_load=0.05))
+    assert busy(MachineState(window_s=1.0, cores=4, gpu_other_load=0.3))

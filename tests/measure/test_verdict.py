@@ -44,7 +44,7 @@ def test_clear_gain_is_enabled_after_one_round():
     """Eight prompts at +30 % end the proof at the first look."""
     decision = decide_rows(prompts(0.30, 0.02, 1), 1)
     assert (decision.verdict, decision.final) == (Verdict.ENABLE, True)
-    assert decision.prompts == decision.prompts_faster == 8
+    assert decision.prompts == 8
     assert decision.estimate.interval[0] > 1.02
 
 

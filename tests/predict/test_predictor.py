@@ -509,7 +509,8 @@ def test_of_mlx_the_first_cycle_counts_as_prompt():
         off, drafting=chosen, prompt_ms=117.0, predicted_ms=13.0, wall_ms=130.0, drafted=6, accepted=6
     )
     check = predictor.observe(chosen, [Pair(off, drafted)])
-    assert check.deviation == pytest.approx(0.0, abs=1e-6)
+    assert check.agrees
+    assert check.measured == pytest.approx(check.predicted, rel=1e-6)
     assert predictor.costs(chosen).step_ms == pytest.approx(1.0, rel=0.01)
     assert predictor.predict(CELL, [chosen])[chosen].ratio == pytest.approx(180.0 / 130.0, rel=0.01)
 

@@ -16,7 +16,7 @@ from autospec.measure.measurements import DepthCosts, DepthRise, Shapes
 from autospec.predict.profile import Recording
 from autospec.predict.recording import DraftPass
 from autospec.store.database import open_store
-from autospec.store.queries import DraftFile
+from autospec.store.drafts import DraftFile
 from autospec.tuning import profiling
 from autospec.tuning.calibration import DepthTiming
 from autospec.tuning.definition import load_definition

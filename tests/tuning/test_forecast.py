@@ -40,7 +40,7 @@ COMPUTES = Costs(main=lambda k: 50.0 * k, draft=lambda k: 5.0 * k)
 @pytest.fixture(autouse=True)
 def calm(monkeypatch, no_waits):
     """The simulated machine ignores the load of this one."""
-    monkeypatch.setattr("autospec.measure.asking.disturbance", lambda _: "")
+    monkeypatch.setattr("autospec.measure.disturbances.disturbance", lambda _: "")
     monkeypatch.setattr("autospec.tuning.paired_runner.disturbance", lambda _: "")
 
 

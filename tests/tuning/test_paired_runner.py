@@ -11,7 +11,8 @@ from autospec.backends.protocol import LaunchSettings
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware.state import MachineState
-from autospec.measure.asking import Asking, disturbance
+from autospec.measure.asking import Asking
+from autospec.measure.disturbances import disturbance
 from autospec.measure.measurements import Pair, Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store

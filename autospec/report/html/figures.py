@@ -31,7 +31,6 @@ from autospec.report.html.findings import Look
 
 __all__ = [
     "INK",
-    "SERIES",
     "CostPoint",
     "Forecast",
     "Gain",
@@ -42,7 +41,6 @@ __all__ = [
     "launch_names",
     "plain_text",
     "proof_figure",
-    "styled",
 ]
 
 
