@@ -278,7 +278,7 @@ def read_drafting(
         beside = tuple(Drafting(**other) for other in others)
         return Drafting(**first, beside=beside)
     except ValueError as error:
-        raise UsageError(f"{text.strip()!r} is no drafting: {error}.", _HINT) from error
+        raise UsageError(f"{text.strip()!r} is not a drafting: {error}.", _HINT) from error
 
 
 _HINT = "Write e.g. draft-model+ngram-simple, or ngram-mod 24/64, or what a table shows in its column for the drafting."
@@ -290,7 +290,7 @@ def _read_part(
     name, *words = text.split() or [""]
     if name not in set(Mode) or name == Mode.OFF:
         modes = ", ".join(m for m in Mode if m is not Mode.OFF)
-        raise UsageError(f"{name!r} is no mode of drafting.", f"The modes are {modes}.")
+        raise UsageError(f"{name!r} is not a drafting mode.", f"The modes are {modes}.")
     mode = Mode(name)
     values: dict[str, Any] = {}
     rest = []
@@ -319,4 +319,4 @@ def _value(key: str, text: str) -> Any:
     try:
         return int(text) if key in _WHOLE else float(text)
     except ValueError:
-        raise UsageError(f"The value {text!r} of {key} is no number.", _HINT) from None
+        raise UsageError(f"The value {text!r} of {key} is not a number.", _HINT) from None

@@ -179,11 +179,11 @@ def reasoning_words(found: Iterable[Recommendation]) -> str:
         list(dict.fromkeys("any prompt" if r.prompt_type is None else str(r.prompt_type) for r in cut))
     )
     arguments = _NO_THINKING.get(cut[0].backend)
-    without = f"tune with {arguments}" if arguments else "start the server so before the tune"
+    without = f"tune with {arguments}" if arguments else "start the server that way before the tune"
     return (
-        f"The answers for {kinds} were cut within the model's thinking, so the verdict is of that text. "
-        f"To measure what follows it: `--max-tokens 1024`, as far as the suite's prompts allow (`--suite FILE` takes your own); "
-        f"or, if you serve without thinking, {without}."
+        f"Measured answers for {kinds} ended while the model was still thinking, so the verdict is about their thinking only. "
+        f"To measure the answer itself, tune with `--max-tokens 1024`, as far as the suite's prompts allow "
+        f"(`--suite FILE` takes your own). If you serve without thinking, {without}."
     )
 
 
@@ -266,10 +266,10 @@ def checked_words(check: LimitCheck, aim: Aim) -> str:
         return "fails" if check.verdict is LimitVerdict.SLOWER else "not measured"
     if aim is Aim.ENERGY:
         found = {LimitVerdict.FASTER: "less energy", LimitVerdict.SLOWER: "more energy"}.get(
-            check.verdict, "less or more energy"
+            check.verdict, "undecided"
         )
         return f"{percent(check.ratio)} tokens per joule ({found})"
-    found = check.verdict if check.verdict is not LimitVerdict.OPEN else "faster or slower"
+    found = check.verdict if check.verdict is not LimitVerdict.OPEN else "undecided"
     return f"{percent(check.ratio)} ({found})"
 
 

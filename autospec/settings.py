@@ -133,7 +133,7 @@ class Settings:
     idle_unload: str = field(default="15m", metadata=_key(
         "duration or empty", "The proxy stops a server after this time without requests; empty keeps servers running."))
     memory_limit: float = field(default=0.0, metadata=_key(
-        "number", "Memory limit for the servers of the proxy, in GiB; 0 means that of the graphics cards, or without one 75 % of the system's."))
+        "number", "Memory limit for the servers of the proxy, in GiB; 0: the memory of the graphics cards; without a card, 75 % of the system's memory."))
     queue_limit: int = field(default=256, metadata=_key(
         "count", "How many requests may wait for a server of the proxy."))
     queue_deadline: str = field(default="5m", metadata=_key(
@@ -141,9 +141,9 @@ class Settings:
     stream_comments: bool = field(default=True, metadata=_key(
         "flag", "Send comments to streaming clients while their request waits for a server, so that they do not give up."))
     serve_statuses: tuple[str, ...] = field(default=("proven", "stale"), metadata=_key(
-        "statuses", "Statuses of recommendations that the proxy applies (proven, stale, provisional, imported); for others it does not draft."))
+        "statuses", "Which recommendations with verdict enable the proxy applies, by status (proven, stale, provisional, imported); for others it does not draft."))
     trust: str = field(default="proven", metadata=_key(
-        "trust", "Results that the proxy drafts with: proven, or likely, which adds results that are likely but not proven yet."))
+        "trust", "proven, or likely: then the proxy also drafts where the verdict is still undecided but a gain is likely, whatever serve_statuses says."))
     on_change: tuple[str, ...] = field(default=(), metadata=_key(
         "command", "Command that the daemon runs when recommendations change; it gets the changes as JSON on stdin."))
     daemon_idle: str = field(default="5m", metadata=_key(

@@ -58,12 +58,12 @@ def test_what_is_left_out_has_a_default(text, drafting):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no mode"),
-        ("off", "no mode"),
-        ("ngram", "no mode"),
+        ("", "not a drafting mode"),
+        ("off", "not a drafting mode"),
+        ("ngram", "not a drafting mode"),
         ("ngram-simple+draft-model", "has no modes beside it"),
         ("draft-model + draft-model", "only different draft-free modes"),
-        ("draft-model n_max=many", "is no number"),
+        ("draft-model n_max=many", "is not a number"),
         ("draft-model p_min=2", "between 0 and 1"),
         ("draft-model engine=loud", "loud"),
         ("ngram-simple d", "means nothing"),

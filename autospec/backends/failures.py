@@ -130,7 +130,7 @@ _RULES = (
         "vocabulary",
         r"draft model '(?P<what>[^']*)' is not compatible with the target model",
         "The vocabulary of the draft {what} does not fit the main model.",
-        "autospec drafts --model … lists the drafts that fit.",
+        "`autospec drafts --model NAME` lists the drafts that fit.",
     ),
     _rule(
         "vocabulary",
@@ -139,13 +139,13 @@ _RULES = (
         r"draft (?:model )?(?:vocab|special tokens|bos tokens|eos tokens)\b.*must (?:closely )?match"
         r"|target and draft vocabs are not compatible",
         "The vocabulary of the draft does not fit the main model.",
-        "autospec drafts --model … lists the drafts that fit.",
+        "`autospec drafts --model NAME` lists the drafts that fit.",
     ),
     _rule(
         "vocabulary",
         r"failed to detokenize id_last",  # b9093 translates between vocabularies, and this is how it fails
         "The vocabulary of the draft does not fit the main model.",
-        "autospec drafts --model … lists the drafts that fit.",
+        "`autospec drafts --model NAME` lists the drafts that fit.",
     ),
     _rule(
         "draft",

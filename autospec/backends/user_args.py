@@ -12,7 +12,7 @@ from autospec.errors import UnsupportedError, UsageError
 __all__ = ["args_of_draft", "check", "check_count", "options_of", "refuse_owned"]
 
 _MODEL = "the model is chosen with --model"
-_DRAFTING = "autospec varies the drafting; limit it with --draft or a study"
+_DRAFTING = "autospec sets the drafting itself. In a tune, choose drafts with --draft, and modes and ranges with --study"
 _ADDRESS = "autospec gives every launch its own port on the loopback address"
 _WATCH = "autospec reads the server's log and slots to check that a drafting is in force"
 _ENDS = "the server would print something and end"

@@ -202,7 +202,10 @@ class _Walk:
                 "Convert it, or download another file.",
             )
         if version not in _VERSIONS:
-            raise ModelFileError(f"{self._path} has GGUF version {version}; autospec reads versions 2 and 3.")
+            raise ModelFileError(
+                f"{self._path} has GGUF version {version}; autospec reads versions 2 and 3.",
+                "Download a newer file of this model, or update autospec.",
+            )
         tensors = self._count(_MAX_TENSORS, "tensors")
         return tensors, self._count(_MAX_PAIRS, "metadata keys")
 

@@ -105,7 +105,7 @@ def _bytes(text: str) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file that must hold one JSON object; raises `ModelFileError`."""
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
-        raise ModelFileError(f"{path} is not a file.")
+        raise ModelFileError(f"{path} is not a file.", "Remove it, and download the model again.")
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:

@@ -317,7 +317,9 @@ def _adapter_digest(path: Path, cache: MetadataCache) -> str:
         return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
     adapter = _cached(FoundModel(path, "gguf"), _real(path), cache)
     if adapter.role != "adapter":
-        raise ModelFileError(f"{path} is no LoRA adapter: it {_NOT_A_MODEL.get(adapter.role, 'is a model')}.")
+        raise ModelFileError(
+            f"{path} is not a LoRA adapter: it {_NOT_A_MODEL.get(adapter.role, 'is a model')}."
+        )
     return adapter.fingerprint
 
 

@@ -46,7 +46,7 @@ __all__ = ["command"]
     multiple=True,
     default=(8, 4),
     show_default=True,
-    help="Most draft tokens per cycle; may be repeated.",
+    help="Maximum number of draft tokens per cycle; may be repeated.",
 )
 @click.option(
     "--p-min",
@@ -60,7 +60,7 @@ __all__ = ["command"]
     "texts",
     multiple=True,
     metavar="DRAFTING",
-    help="A drafting as tables name it, e.g. draft-model+ngram-simple; may be repeated. Replaces --n-max where it names n_max.",
+    help="A drafting, written as in autospec's tables, e.g. draft-model+ngram-simple; may be repeated. Its own n_max overrides --n-max.",
 )
 @click.option("--prompt", metavar="TEXT", help="The prompt. [default: that of the reference benchmark]")
 @click.option(
@@ -68,7 +68,7 @@ __all__ = ["command"]
     type=click.IntRange(min=2),
     default=512,
     show_default=True,
-    help="Most tokens of each answer.",
+    help="Maximum number of tokens of each answer.",
 )
 @click.option(
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Runs with each configuration."
@@ -128,7 +128,9 @@ def command(
     draftings, notes = [OFF], abilities.notes
     if isinstance(server, Attached) and abilities.measures_only:
         if texts:
-            raise UsageError("This server drafts as it was started; --drafting changes nothing.")
+            raise UsageError(
+                "A server of this kind cannot change its drafting while it runs.", "Leave --drafting out."
+            )
         server = server.as_it_runs()
         if fitting := best():
             notes = (*notes, _how_to_compare(fitting, n_max[0], p_min))

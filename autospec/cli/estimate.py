@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cli.shell import Shell, command_options, model_option
-from autospec.formats import gigabytes
+from autospec.formats import counted, gigabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -215,8 +215,8 @@ def _lines(main: Model, figures: Speeds, what: Estimated, depth: int) -> list[st
         ),
     ]
     if len(own.batch_ms) > 1:
-        batches = ", ".join(f"{k}: {ms:.1f} ms" for k, ms in own.batch_ms.items())
-        lines.append(f"Computing this many tokens at once takes {batches}.")
+        batches = ", ".join(f"{counted(k, 'token')} {ms:.1f} ms" for k, ms in own.batch_ms.items())
+        lines.append(f"Time to compute several tokens at once: {batches}.")
     return lines
 
 

@@ -139,7 +139,9 @@ def _next(found: Found) -> list[str]:
     steps += [("autospec doctor", "what is missing, and how to fix it"), ("autospec --help", "all commands")]
     lines = [f"{command}   # {remark}" for command, remark in steps]
     if not found.models:
-        lines.append(f'To keep the folder, put model_dirs = ["/your/models"] into {found.config_file}.')
+        lines.append(
+            f'To use this folder every time (not only in this shell), put model_dirs = ["/your/models"] into {found.config_file}.'
+        )
     return lines
 
 

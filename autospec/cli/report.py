@@ -36,7 +36,7 @@ _HEAD_BYTES = 2048
     metavar="FILE",
     help="Write the page here. An earlier report is replaced.",
 )
-@click.option("--force", is_flag=True, help="Replace FILE even if it is no report of autospec.")
+@click.option("--force", is_flag=True, help="Replace FILE even if it is not an autospec report.")
 @click.option("--open", "show", is_flag=True, help="Show the page in the browser.")
 @command_options
 def command(
@@ -170,7 +170,7 @@ def _refuse_foreign(output: Path, *, force: bool) -> None:
         head = file.read(_HEAD_BYTES)
     if head.strip() and f'name="generator" content="{GENERATOR}'.encode() not in head:
         raise UsageError(
-            f"{output} exists and is no report of autospec.", "Choose another file with -o, or add --force."
+            f"{output} exists and is not an autospec report.", "Choose another file with -o, or add --force."
         )
 
 

@@ -366,7 +366,11 @@ def result_options(function: Any) -> Any:
     types = click.Choice([str(t) for t in PromptType])
     for option in (
         click.option(
-            "--hardware", "hardware_id", default="", metavar="ID", help="Results of another machine."
+            "--hardware",
+            "hardware_id",
+            default="",
+            metavar="ID",
+            help="Results of another machine: the beginning of its id, which `autospec doctor` prints there.",
         ),
         click.option("--backend", default="", metavar="B", help="Only this backend."),
         click.option(

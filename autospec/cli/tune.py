@@ -116,7 +116,7 @@ def interruptible() -> Iterator[None]:
     "--depth",
     type=int,
     metavar="N",
-    help="After the proof, check the winner behind up to N tokens of cached context. Also turns on the check of --slots. "
+    help="After the proof, check the winner with up to N tokens of cached context. Also turns on the check of --slots. "
     "[default: 32768; with --study quick no check]",
 )
 @click.option(
@@ -127,7 +127,7 @@ def interruptible() -> Iterator[None]:
 @click.option(
     "--aim",
     type=click.Choice([str(a) for a in Aim]),
-    help="What drafting must improve: speed, or energy, where this user may read its counters. [default: the setting aim]",
+    help="What drafting must improve: speed, or energy (only if you may read the machine's energy counters). [default: the setting aim]",
 )
 @click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
 @server_args("args")

@@ -288,7 +288,7 @@ def _sentence(step: TuneStep) -> str:
         case "idle":
             return "measuring what a loaded draft costs while it does not draft"
         case "limits":
-            what = f"check {step.number} of {step.of} of its limits"
+            what = f"limit check {step.number} of {step.of}"
             return f"{what}: {step.drafting.label}, prompt type {step.done + 1} of {step.todo}"
         case "overall":
             what = f"all prompt types together, round {step.number}"

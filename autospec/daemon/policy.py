@@ -206,7 +206,7 @@ def _as_asked(check: IdleCheck, signals: Signals) -> IdleCheck:
     waits = check.name in ("hours", "budget", "idle") or (check.name == "traffic" and not signals.in_flight)
     if check.allows or not waits:
         return check
-    return replace(check, allows=True, words=f"{check.words}; it was asked for all the same")
+    return replace(check, allows=True, words=f"{check.words}; ignored, because a person asked for this step")
 
 
 def _others(signals: Signals) -> IdleCheck:

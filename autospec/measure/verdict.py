@@ -440,7 +440,7 @@ def _judge(
             return Verdict.ENABLE, True, above, f"drafting {effect}{on_average}: {_gain(above)}{of}"
         better = sum(m > 0.0 for m in view.medians)
         reason = (
-            f"{_gain(above)}{of} over all, but it rests on few prompts: {better} of {len(view.medians)} "
+            f"{_gain(above)}{of} overall, but it rests on few prompts: {better} of {len(view.medians)} "
             f"{'take less energy' if energy else 'are faster'}, "
             f"the prompts gain {log_percent(min(view.medians))} to {log_percent(max(view.medians))}"
         )

@@ -193,7 +193,7 @@ def check_bind(host: str, api_key: str) -> None:
     """
     if not api_key and not _is_loopback(host):
         raise UsageError(
-            f"Everyone on the network could use your models at {host}.",
+            f"The proxy does not start: without a key, everyone on the network could use your models at {host}.",
             "Set a key (AUTOSPEC_PROXY_API_KEY, or proxy_api_key in the config), or serve this machine alone (--host 127.0.0.1).",
         )
 

@@ -314,7 +314,9 @@ def _cannot_listen(error: OSError, host: str, port: int) -> AutospecError:
             f"Stop that program, or choose another port: --port {port + 1}.",
         )
     if error.errno == errno.EACCES:
-        return AutospecError(f"You may not listen on port {port}.", "Choose a port above 1023.")
+        return AutospecError(
+            f"This user has no permission to listen on port {port}.", "Choose a port above 1023."
+        )
     return UsageError(
         f"The proxy cannot listen on {host}: {error.strerror or error}.",
         "Use 127.0.0.1 or another address of this machine.",

@@ -493,9 +493,11 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
     token_ms = prediction.get("token_ms")
     if len(verify) < 2 or not token_ms:
         return []
-    shown = ", ".join(f"{k}: {verify[k]:.1f} ms" for k in (0, *_PLACES) if k < len(verify))
+    shown = ", ".join(
+        f"{counted(k, 'proposal')} {verify[k]:.1f} ms" for k in (0, *_PLACES) if k < len(verify)
+    )
     both = " in both models" if prediction.get("step_ms") else ""
-    text = f"One token alone takes {token_ms:.1f} ms. Verifying this many proposals takes{both}: {shown}"
+    text = f"One token alone takes {token_ms:.1f} ms. Time to verify several proposals at once{both}: {shown}"
     if step := prediction.get("step_ms"):
         text += f". The draft model takes {step:.1f} ms per proposal"
     rise = verify[1] / verify[0] - 1.0 if verify[0] else 0.0
@@ -514,13 +516,13 @@ def _curve(prediction: Mapping[str, Any]) -> list[str]:
         )
     elif even is not None:
         lines.append(
-            f"With {len(verify) - 1} proposals per cycle drafting would not pay even if all were accepted."
+            f"With {len(verify) - 1} proposals per cycle drafting cannot break even: it would not pay even if all were accepted."
         )
     return [*lines, _another_draft(token_ms, verify, prediction.get("step_ms"))]
 
 
 # What another draft may cost for each proposal, in tokens of the main model: nothing, or as much as a usual draft model.
-_OTHER_DRAFTS = ((0.0, "an n-gram mode"), (1 / 12, "a draft model of a twelfth of the main model's cost"))
+_OTHER_DRAFTS = ((0.0, "an n-gram mode"), (1 / 12, "a draft model that costs a twelfth of the main model"))
 
 
 def _another_draft(token_ms: float, verify: Sequence[float], step_ms: float | None) -> str:
@@ -529,10 +531,11 @@ def _another_draft(token_ms: float, verify: Sequence[float], step_ms: float | No
     n = len(verify) - 1
     main = max(verify[n] - (step_ms or 0.0), token_ms) / token_ms
     needs = [(what, break_even_of(main + (n + 1) * share, n)) for share, what in _OTHER_DRAFTS]
-    words = " and ".join(
-        f"{what} {even:.0%}" if even < 1 else f"{what} more than all" for what, even in needs
+    words = ", and ".join(
+        f"{what} needs {even:.0%} of them accepted to break even" if even < 1 else f"{what} cannot break even"
+        for what, even in needs
     )
-    return f"Of {n} proposals per cycle, by these times, {words} would have to be accepted to break even."
+    return f"With {n} proposals per cycle and these times, {words}."
 
 
 def _checked(check: Mapping[str, Any]) -> str:
@@ -573,7 +576,9 @@ def explain_overall(r: Recommendation) -> Explanation:
     ]
     if r.tried.is_off:
         return Explanation(r, figures, tuple(lines))
-    lines.append(f"The best single drafting is {r.tried.label}, {percent(e['expected'])} over the mix.")
+    lines.append(
+        f"The best single drafting is {r.tried.label}; its gain on this mix of prompts is {percent(e['expected'])}."
+    )
     parts = "; ".join(f"{t['prompt_type']} {_part(t)}" for t in types)
     lines.append(f"By prompt type: {parts}.")
     if e["slows"]:
@@ -581,7 +586,7 @@ def explain_overall(r: Recommendation) -> Explanation:
         lines.append(f"{slower} {' and '.join(e['slows'])} prompts.")
     if e["one_per_type"] > 1.0:
         lines.append(
-            f"One drafting for each prompt type, as `autospec proxy` serves them, is {percent(e['one_per_type'])} over the mix:"
+            f"One drafting for each prompt type, as `autospec proxy` serves them, gains {percent(e['one_per_type']).lstrip('+')} on this mix of prompts:"
             f" one server with {'this drafting' if not r.drafting.is_off else 'drafting off'} is {e['loses']:.1%} slower."
         )
     if e["lacks"]:

@@ -84,7 +84,7 @@ def read_export(path: Path) -> Export:
         raise StudyFileError(f"The export {path} cannot be read: {error.strerror}.") from error
     except RecursionError:
         raise StudyFileError(
-            f"{path} is no export of autospec: its lists and objects are nested too deeply.",
+            f"{path} is not an autospec export: its lists and objects are nested too deeply.",
             "Create one with `autospec studies export -o FILE`.",
         ) from None
     except ValueError as error:

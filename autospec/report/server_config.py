@@ -234,7 +234,10 @@ def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
         )
     args, chosen = one_args(ours)
     if not chosen.model_path:
-        raise AutospecError(f"The folder of {chosen.model} on this machine is unknown.")
+        raise AutospecError(
+            f"The folder of {chosen.model} on this machine is unknown.",
+            "The result was imported. `autospec models` lists the models that were found.",
+        )
     return "mlx_lm.server", "--model", chosen.model_path, *_settings(chosen), *args
 
 

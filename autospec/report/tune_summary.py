@@ -119,16 +119,24 @@ def _open(
         and overall.evidence.get("lacks")
     ):
         parts.append("one drafting for all prompt types")
-    text = "the tune was interrupted; " if interrupted else ""
+    if not parts and not impossible:
+        return (
+            "nothing; the tune was interrupted, but its results are complete." if interrupted else "nothing."
+        )
+    sentences = []
     if parts:
         time = _time_words(unfinished, recommendations, rest, exact=bool(unfinished) and not unchecked)
-        text += f"{' and '.join(parts)}: {time}; the same command goes on with it."
-    elif not impossible:
-        return f"{text}nothing." if not interrupted else f"{text}nothing is missing."
+        sentences.append(f"{' and '.join(parts)}: {time}.")
+    if interrupted:
+        sentences.append("The tune was interrupted.")
+    if parts:
+        sentences.append("Run the same command again to continue.")
     if impossible:
         name = impossible[0].model
-        text += f"{' ' if parts else ''}Nothing could be tried for {_names(impossible)}; `autospec drafts --model {name}` lists the drafts and why they do not fit."
-    return text
+        sentences.append(
+            f"Nothing could be tried for {_names(impossible)}; `autospec drafts --model {name}` lists the drafts and why they do not fit."
+        )
+    return " ".join(sentences)
 
 
 def _time_words(

@@ -148,9 +148,7 @@ def _by_type(why: Mapping[PromptType | None, WhyOff | None]) -> Mapping[PromptTy
 def without_drafting(advice: ModelAdvice, since: str) -> ModelAdvice:
     """The recommendations of a model whose drafting a person has switched off: all of them are served as off."""
     applied = tuple(replace(found, drafting=OFF) for found in advice.recommendations)
-    note = (
-        f"Drafting is switched off for this model since {since}, by hand. What was measured has not changed."
-    )
+    note = f"Drafting was switched off for this model by hand on {since}. What was measured has not changed."
     why = OFF_BECAUSE[WhyOff.BY_HAND]
     return ModelAdvice(applied, advice.stored, (note,), why_off=why, switched_off=since)
 

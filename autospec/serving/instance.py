@@ -416,7 +416,7 @@ class ServerInstance:
 
     def _give_up(self, look: Look) -> None:
         """End a server that hangs."""
-        told = "answers questions" if look.answers else "does not answer each question"
+        told = "answers /health and /slots" if look.answers else "does not answer /health or /slots"
         used = "an unknown part" if look.share is None else f"{look.share:.2%}"
         self.error = ServerDiedError(
             f"The server generated nothing for {self._silent_s() / 60:.0f} minutes; it {told}, and uses {used} of a core.",

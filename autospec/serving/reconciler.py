@@ -182,7 +182,13 @@ class Reconciler:
         for name in self.demand.awake:
             if not registry.has(name):
                 self.demand.sleep(name)
-                self.queue.refuse(LaunchError(f"The file of {name} no longer exists."), name)
+                self.queue.refuse(
+                    LaunchError(
+                        f"The file of {name} no longer exists.",
+                        "Put it back, or use another model: `autospec models` lists them.",
+                    ),
+                    name,
+                )
         self._changed()
 
     def unload(self, model: str) -> int:

@@ -275,7 +275,10 @@ class Supervisor:
             if (await asyncio.wait({reading}, timeout=_SCAN_WAIT_S))[0]:
                 return reading.result()
         # A read that hangs is not begun a second time: each one would hold a thread and a connection.
-        raise StoreError("The database does not answer.", "Look at the setting `storage`, and at its server.")
+        raise StoreError(
+            "The database does not answer.",
+            "Check that the database in the setting `storage` can be reached: its server, or the disk of its file.",
+        )
 
     async def _learn(self) -> None:
         registry, stored = self._reconciler.options.registry, self._stored
@@ -293,7 +296,8 @@ class Supervisor:
             await asyncio.wait({self._learning}, timeout=_SCAN_WAIT_S)
         if not self._learning.done():
             raise AutospecError(
-                "The draft models could not be checked: a folder does not answer.", "Look at model_dirs."
+                "The draft models could not be checked: a folder does not answer.",
+                "Check that every folder in model_dirs is mounted and readable, or remove it from there.",
             )
         self._reconciler.learn(self._learning.result())
         self._switched_off = switched_off
@@ -341,7 +345,7 @@ class Supervisor:
         if not self._reconciler.options.registry.models and self._scanning is not None:
             raise OverloadedError(
                 "The models are not known yet: a folder of model_dirs or a backend does not answer.",
-                "Try again in a moment, or look at model_dirs.",
+                "Try again in a moment. If it stays so, check that every folder in model_dirs is mounted and readable, or remove it.",
             )
         return self._known(name)  # also if the scan takes too long: meanwhile an earlier one may have ended
 

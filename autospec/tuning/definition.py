@@ -187,8 +187,8 @@ def load_definition(name_or_file: str) -> StudyDefinition:
         path = studies_dir() / f"{name_or_file}.toml"
         if not path.exists():
             raise StudyFileError(
-                f"There is no study named {name_or_file}.",
-                f"Known studies: {', '.join(shipped_definitions())}. Give your own file with its .toml suffix.",
+                f"There is no study definition named {name_or_file}.",
+                f"Known definitions: {', '.join(shipped_definitions())}. Give your own file with its .toml suffix.",
             )
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -367,7 +367,7 @@ class Launches:
                 except LaunchError as error:
                     name = Path(model_path).name
                     self._tell(
-                        f"{name} is read token by token, because llama-cpp-python cannot load it: {error.message}"
+                        f"Draft {name} reads the answers token by token, which is slower, because llama-cpp-python cannot load it: {error.message}"
                     )
             try:
                 yield scorer

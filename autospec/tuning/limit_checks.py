@@ -190,8 +190,8 @@ class LimitChecks:
                 else:
                     left_out += 1
         if left_out:
-            checks = counted(left_out, "check")
-            self.progress.tell(f"{subjects[0].drafting.label}: no time for {checks} of its limits.")
+            checks = counted(left_out, "limit check")
+            self.progress.tell(f"{subjects[0].drafting.label}: no time for {checks}.")
         return jobs
 
     def expected_s(self, condition: Condition, subject: Subject) -> float:

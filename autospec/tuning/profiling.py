@@ -380,7 +380,7 @@ class Profiler:
             batch_ms = self._timed_whole(path, typical_of(recordings), largest, deeper)
         except BackendError as error:
             self._context.progress.tell(
-                f"What context costs {Path(path).name} cannot be timed: {error.message}"
+                f"The cost of context for {Path(path).name} cannot be timed: {error.message}"
             )
             if isinstance(error, LaunchError) and not error.permanent:
                 return times  # the next tune may find the memory, or the port, free
@@ -434,7 +434,7 @@ class Profiler:
         """
         with self._context.launches.alone(path, WHOLE_BATCHES) as server:
             if (tokens := server.tokens) is None:
-                raise BackendError(f"{server.base_url} cannot be asked in tokens.")
+                raise BackendError(f"{server.base_url} does not accept token ids as a prompt.")
             timed = partial(time_batches, tokens, recording, largest)
             if not keeps_state(path):
                 try:
@@ -534,7 +534,7 @@ class Profiler:
         timed = times if times is not None and times.batch_ms and not self._hurried else None
         with self._context.launches.alone(draft, more) as server:
             if (tokens := server.tokens) is None:
-                raise BackendError(f"{server.base_url} cannot be asked in tokens.")
+                raise BackendError(f"{server.base_url} does not accept token ids as a prompt.")
             owners = {recording.prompt_id: cell for cell, recording in missing}
 
             def keep(profile: AnswerProfile) -> None:
@@ -695,5 +695,5 @@ def _read(from_json: Callable[[dict[str, Any]], _T], data: dict[str, Any] | None
 def _asked(main: _Main) -> Tokens:
     tokens = main()
     if tokens is None:
-        raise BackendError("This server cannot be asked in token ids.")
+        raise BackendError("This server does not accept token ids as a prompt.")
     return tokens

@@ -283,7 +283,7 @@ class Proof:
         todo = self._context.pairing.missing(self._tasks(cell, 1), cell.runner_up, Phase.PROVE, 1)
         if not self._context.budget.allows(self._context.pairing.expected_s(todo, cell.runner_up)):
             return False
-        why = cell.decision.reason if cell.decision is not None else "its proof failed"
+        why = cell.decision.reason if cell.decision is not None else "its proof could not be measured"
         self._context.progress.tell(
             f"{cell.prompt_type}: {cell.winner.label}: {why}. Proving {cell.runner_up.label} instead."
         )
@@ -438,7 +438,7 @@ class Proof:
                     self._look(cell)
         except BackendError as error:
             self._give_up(by_key.values(), drafting, error)
-            self._context.progress.tell(f"{drafting.label}: the proof failed. {error.message}")
+            self._context.progress.tell(f"{drafting.label}: the proof could not be measured. {error.message}")
             return True
         return moved
 

@@ -607,7 +607,9 @@ class Tuning:
                 marks["idle_draft"] = idle
         except StoreError as error:
             # The studies' machine may no longer answer. The proof is in the local database, and continues.
-            self.progress.tell(f"{cell.prompt_type}: stored without the notes of its study. {error.message}")
+            self.progress.tell(
+                f"{cell.prompt_type}: the result is stored, but without what its loaded draft costs while it does not draft. {error.message}"
+            )
         return replace(recommendation, evidence={**recommendation.evidence, **marks})
 
     def _fitting(self) -> list[Candidate]:

@@ -139,8 +139,8 @@ class Search:
             cell.untried = frozenset(untried)
         if untried:
             self._progress.tell(
-                f"Not tried, because the time for the search is spent: {', '.join(untried)}. The next tune tries it; a longer "
-                "budget or fewer prompt types leave time for it now."
+                f"No time was left to try {', '.join(untried)}. Run the tune again to try them, or start it with a longer "
+                "--budget or fewer prompt types (-t)."
             )
 
     def _choose(self, active: Sequence[CellRun], leader: CellRun, leaders: list[Drafting]) -> Drafting | None:

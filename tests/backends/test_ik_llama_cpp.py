@@ -138,7 +138,9 @@ def test_a_value_that_the_help_does_not_name_may_follow():
 )
 def test_what_drafts_is_refused(name):
     """As in every build."""
-    with pytest.raises(UsageError, match=f"^{name} cannot be passed to the server: autospec varies"):
+    with pytest.raises(
+        UsageError, match=f"^{name} cannot be passed to the server: autospec sets the drafting"
+    ):
         check(IK, "ik-b4400", (name, "x"))
 
 

@@ -156,7 +156,7 @@ def test_of_every_help_only_the_drafts_place_is_the_users(name):
 def test_what_drafts_is_refused_known_or_not(name, serving):
     """Every option of speculation that is not the draft's place, under every name that the help gives it."""
     with pytest.raises(
-        UsageError, match=f"^{name} cannot be passed to the server: autospec varies"
+        UsageError, match=f"^{name} cannot be passed to the server: autospec sets the drafting"
     ) as caught:
         check(FORKS, "b1", (name, "1"), serving=serving)
     assert caught.value.hint == f"Remove {name}."

@@ -165,7 +165,7 @@ def test_drafting_is_switched_off_and_on_with_the_keyboard(stage, page):
     page.wait_for("Drafting is off for alpha-1b until it is switched on again.", "#models")
     page.wait(lambda: checked() == "false")
     page.wait_for("off ready", "#models")
-    page.wait_for("is switched off for this model", "#models")
+    page.wait_for("was switched off for this model by hand on", "#models")
     assert page.focused() == "Drafting: alpha-1b"
     page.picture("dashboard-drafting-off")
     page.press(toggle, " ")

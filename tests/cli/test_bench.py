@@ -102,7 +102,7 @@ def test_several_modes_in_one_launch_are_measured(tiny):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ngram", "is no mode of drafting"),
+        ("ngram", "is not a drafting mode"),
         ("ngram-simple + draft-model", "has no modes beside it"),
         ("prompt-lookup", "has no mode prompt-lookup"),
     ],

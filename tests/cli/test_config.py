@@ -111,7 +111,7 @@ def test_check_fails_with_2_and_the_reason(own_home: Path):
     ("line", "words"),
     [
         ('backend = "llamaserver"', "There is no backend llamaserver."),
-        ('study = "qick"', "There is no study named qick."),
+        ('study = "qick"', "There is no study definition named qick."),
         ('study = "/nope.toml"', "The study file /nope.toml cannot be read"),
         ('suite = "/nope"', "The suite /nope cannot be read"),
         ('storage = "garbage"', "storage in "),

@@ -146,7 +146,7 @@ def test_a_file_that_is_not_ours_stays(tuned, text):
     Path("notes.html").write_text(text, "utf-8")
     refused = run("-o", "notes.html")
     assert refused.exit_code == 2
-    assert "is no report of autospec" in refused.stderr
+    assert "is not an autospec report" in refused.stderr
     assert Path("notes.html").read_text("utf-8") == text
     assert run("-o", "notes.html", "--force").exit_code == 0
     assert "Main-7B" in Path("notes.html").read_text("utf-8")

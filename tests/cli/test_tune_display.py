@@ -185,7 +185,7 @@ def test_beyond_the_budget_it_says_by_how_much():
             "ngram-simple ngram_n=4 ngram_m=8 min_hits=1, pair 2 of 3",
         ),
         (TuneStep("idle", NGRAM, 1, 1, 0, 1, 600.0), "what a loaded draft costs while it does not draft"),
-        (TuneStep("limits", NGRAM, 2, 5, 0, 3, 600.0), "check 2 of 5 of its limits"),
+        (TuneStep("limits", NGRAM, 2, 5, 0, 3, 600.0), "limit check 2 of 5"),
         (TuneStep("overall", NGRAM, 2, 8, 1, 4, 600.0), "all prompt types together, round 2"),
     ],
 )

@@ -95,7 +95,7 @@ def test_it_says_that_it_was_asked_for():
         if c.name == "idle"
     ]
     assert check.allows
-    assert check.words.endswith("it was asked for all the same")
+    assert check.words.endswith("ignored, because a person asked for this step")
 
 
 class Surveys:

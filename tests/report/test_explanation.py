@@ -173,7 +173,7 @@ def test_prediction_is_told_beside_what_was_measured():
     for words in (
         "Predicted from the search prompts: +28.0 % (+15.0 % to +40.0 %); measured on the proof prompts: +30.6 %.",
         "position: 1: 90%, 2: 80%, 4: 60%.",
-        "0: 100.0 ms, 1: 104.0 ms, 2: 108.0 ms, 4: 116.0 ms. The draft model takes 8.0 ms per proposal.",
+        "0 proposals 100.0 ms, 1 proposal 104.0 ms, 2 proposals 108.0 ms, 4 proposals 116.0 ms. The draft model takes 8.0 ms per proposal.",
         "nearly free",
         "breaks even at an acceptance rate of 36%",
         "predicted 1.30×, measured 1.10×; after that its predictions were not used",

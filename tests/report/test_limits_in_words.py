@@ -48,7 +48,7 @@ def test_answers_within_the_models_thinking_are_told_with_what_helps():
     assert all("`--max-tokens 1024`" in text and "answers for coding" in text for text in told.values())
     assert "`-- --reasoning-budget 0`" in told["llama-server"]
     assert "--chat-template-args" in told["mlx"]
-    assert "start the server so" in told["attached"]
+    assert "start the server that way" in told["attached"]
     assert reasoning_words([recommendation(evidence=EVIDENCE), recommendation(evidence={})]) == ""
     damaged = recommendation(evidence={CONDITIONS: {**conditions, WITHIN_REASONING: "most"}})
     assert conditions_words(damaged) == WORDS

@@ -108,7 +108,7 @@ def test_a_process_that_hangs_is_ended_and_replaced(backend, answers):
                     os.kill(process.pid, signal.SIGSTOP)
             await until(lambda: stuck.launch.state.over)
             assert gone(pids)
-            assert ("answers questions" if answers else "does not answer each question") in str(
+            assert ("answers /health and /slots" if answers else "does not answer /health or /slots") in str(
                 stuck.launch.error
             )
             stuck.died()

@@ -100,7 +100,7 @@ def test_off_means_off_and_the_recommendation_comes_back():
             await until(lambda: states(supervisor) == {"alpha-1b off": "ready"})
             assert await use(supervisor) == OFF
             (part,) = supervisor.plan()["models"]
-            assert "switched off for this model since 20" in part["notes"][0]
+            assert "switched off for this model by hand on 20" in part["notes"][0]
             assert [p["drafting"]["mode"] for p in part["possible"]] == ["off"]
             assert part["recommendations"][0]["served_with"] == {"mode": "off"}
             assert list(supervisor.status()["drafting_off"]) == ["alpha-1b"]

@@ -515,7 +515,7 @@ def test_a_server_that_hangs_is_replaced_and_others_go_on(scene, witness):
             async with await supervisor.lease(wanted("beta")) as other:
                 assert other.base_url == scene.backend.servers[0].base_url
             (row,) = supervisor.status()["setbacks"]
-            assert "does not answer each question, and uses 0.00% of a core" in row["error"]
+            assert "does not answer /health or /slots, and uses 0.00% of a core" in row["error"]
 
     run(scenario())
 

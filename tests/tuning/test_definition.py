@@ -29,7 +29,7 @@ def test_shipped_definition_is_named_as_its_file(name):
 
 def test_unknown_name_lists_what_there_is():
     """A name that is not shipped is answered with those that are."""
-    with pytest.raises(StudyFileError, match=r"no study named fast.*") as caught:
+    with pytest.raises(StudyFileError, match=r"no study definition named fast.*") as caught:
         load_definition("fast")
     assert "quick" in caught.value.hint
 

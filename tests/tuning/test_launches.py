@@ -100,7 +100,7 @@ def test_one_that_dies_is_told():
     with scoring(Reading(LaunchError("The server died of its first matrix.")), told) as scorer:
         assert scorer is None
     assert told == [
-        "draft.gguf is read token by token, because llama-cpp-python cannot load it: The server died of its first matrix."
+        "Draft draft.gguf reads the answers token by token, which is slower, because llama-cpp-python cannot load it: The server died of its first matrix."
     ]
 
 

@@ -251,7 +251,7 @@ def test_interrupt_keeps_what_is_known(command):
     [
         (["--model", "no-such-model"], "no-such-model"),
         (["--budget", "soon"], "not 'soon'"),
-        (["--study", "fast"], "There is no study named fast"),
+        (["--study", "fast"], "There is no study definition named fast"),
         (["--suite", "/nowhere.jsonl"], "cannot be read"),
         (["--prompt-type", "poetry"], "poetry"),
     ],

@@ -63,7 +63,7 @@ def test_what_the_search_has_no_time_for_is_told(two_drafts, trials, untried):
     times = itertools.chain([True] * trials, itertools.repeat(False))
     with mock.patch.object(Search, "_time_for_another", side_effect=times):
         tune(two_drafts, backend, progress)
-    told = [line for line in progress.told if line.startswith("Not tried")]
+    told = [line for line in progress.told if line.startswith("No time was left to try")]
     names = ("draft #", "hopeless #", "ngram-simple")
     named = [name.removesuffix(" #") for line in told for name in names if name in line]
     assert named == untried

@@ -51,8 +51,8 @@ _LACKING = {
 _OWNED = {
     "model": "the model is chosen with --model",
     "hf_model_repo_id": "the model is chosen with --model",
-    "draft_model": "autospec varies the drafting",
-    "draft_model_num_pred_tokens": "autospec varies the drafting",
+    "draft_model": "autospec sets the drafting itself",
+    "draft_model_num_pred_tokens": "autospec sets the drafting itself",
     "verbose": "autospec reads the log of a launch that fails",
 }
 

@@ -307,7 +307,7 @@ def _check_folders(model_path: str, drafting: Drafting) -> None:
         if path is not None and not (Path(path) / "config.json").is_file():
             raise LaunchError(
                 f"The {what} {path} could not be loaded: it is not a folder with a config.json.",
-                "autospec models lists the models that were found.",
+                "`autospec models` lists the models that were found.",
                 permanent=True,
             )
 
@@ -385,7 +385,7 @@ class MlxServer(LaunchedServer):
             raise SpeculationInactiveError(
                 f"{abilities.build.backend} {abilities.build.version} does not draft with {self.drafting.label} as asked"
                 + (f" ({refused['why']})." if refused else f": it drafted {done.drafted} tokens."),
-                "autospec drafts --model … lists the drafts that fit.",
+                "`autospec drafts --model NAME` lists the drafts that fit.",
             )
 
     def _failure(self, error: RequestError) -> LaunchError | SpeculationInactiveError:
@@ -396,7 +396,7 @@ class MlxServer(LaunchedServer):
         if (refused := _REFUSED.search(text)) is not None:
             return SpeculationInactiveError(
                 f"mlx_lm.server refuses {self.drafting.label}: {refused['why']}.",
-                "autospec drafts --model … lists the drafts that fit.",
+                "`autospec drafts --model NAME` lists the drafts that fit.",
             )
         died = _DIED.search(text)
         if died is None and isinstance(error, ServerDiedError):

@@ -96,7 +96,7 @@ class MlxInProcess(LaunchedServer):
         if (not done.drafted) is not self.drafting.is_off:
             raise SpeculationInactiveError(
                 f"{abilities.build.version} does not draft with {self.drafting.label} as asked.",
-                "autospec drafts --model … lists the drafts that fit.",
+                "`autospec drafts --model NAME` lists the drafts that fit.",
             )
 
 

@@ -195,7 +195,7 @@ function drawNow() {
   const {status} = state, figures = [
     ["Being answered", many(status.busy.leases, "request")],
     ["Waiting", `${status.queue.waiting} of at most ${status.queue.limit}`],
-    ["Oldest waits for", status.queue.waiting ? duration(status.queue.oldest_s) : "–"],
+    ["Longest wait", status.queue.waiting ? duration(status.queue.oldest_s) : "–"],
     ["Memory of servers", `${bytes(status.memory.launches_bytes)} of ${bytes(status.memory.limit_bytes)}`],
     ["Requests so far", String(status.busy.requests)],
     ["Aim of drafting", status.aim === "energy" ? "less energy" : "speed"],
@@ -248,7 +248,7 @@ function updateModel(li, model) {
   say(li.querySelector(".why"), part ? `Why: ${part.reason}` : "");
   const setbacks = status.setbacks.filter((s) => s.model === name).map((s) => `${label(s.drafting)} failed ${many(s.times, "time")} (${s.error})`
     + (s.given_up ? "; it is not tried again." : s.again_in_s > 0 ? `; it may start again in ${duration(s.again_in_s)}.` : "."));
-  const switched = off && !(part && part.notes.length) ? [`Drafting is switched off for this model since ${off}, by hand.`] : [];
+  const switched = off && !(part && part.notes.length) ? [`Drafting was switched off for this model by hand on ${off}.`] : [];
   list(li.querySelector(".notes"), [...(part ? part.notes : []), ...switched, ...setbacks]);
   const toggle = li.querySelector(".switch");
   set(toggle, "aria-checked", off ? "false" : "true");
@@ -279,9 +279,9 @@ function against(value, proof, words) {
 // The reasons that a plan gives for no drafting (`WhyOff` in autospec/serving/dispatch.py).
 const WHY_OFF = {
   "not-tuned": "nothing was measured for this model", "type-not-measured": "this prompt type was not measured",
-  "disable": "it is not faster by more than the threshold", "undecided": "no gain is proven", "status": "serve_statuses does not allow its recommendation",
+  "disable": "it is not faster by more than the threshold", "undecided": "no gain is proven", "status": "the setting serve_statuses leaves out the status of its recommendation",
   "draft-missing": "the draft model's file is missing", "by-hand": "switched off by hand",
-  "failed-launch": "its server does not start or keeps dying", "plan": "the plan keeps another server",
+  "failed-launch": "its server does not start or keeps dying", "plan": "the gain for this traffic, or the memory, is too small for its server",
 };
 
 function requestRow(model, kind, count, total) {
@@ -312,7 +312,7 @@ function drawRequests() {
     const sorted = Object.entries(kinds).sort(([, a], [, b]) => b.tokens - a.tokens);
     for (const [kind, count] of sorted) rows.push(requestRow(model, kind, count, total));
   }
-  table(byId("requests"), `Recent requests count half after ${duration(halfLife)}. Live figures are medians of the last 50 answers since the proxy's start.`,
+  table(byId("requests"), `A request counts half as much after ${duration(halfLife)}. Live figures are medians of the last 50 answers since the proxy's start.`,
     ["Model and prompt type", "Recent requests", "Drafting", "Recommendation", "Live speed", "Live acceptance"], rows);
   show(byId("requests-note"), !rows.length);
 }
@@ -412,7 +412,7 @@ const poll = {
       for (const draw of [drawNow, drawModels, drawRequests, drawDaemon]) draw();
       announce();
       show(byId("key"), false);
-      connection(status.closing ? "The proxy is ending." : "Connected", status.closing ? "wait" : "good");
+      connection(status.closing ? "The proxy is shutting down." : "Connected", status.closing ? "wait" : "good");
       poll.pause_ms = status.launches.every((server) => server.state === "ready") ? POLL_MS : CHANGING_MS;
       events.open();
     } catch (error) {
