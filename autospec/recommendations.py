@@ -255,7 +255,7 @@ class LimitCheck:
         verdict: See `LimitVerdict`.
         note: Why nothing was measured, or what was found besides; often empty.
         answer_tokens: Length of the usual answer; ``None`` if nothing was measured, or by an earlier version.
-        out_of_time: Whether the budget ended before the check was complete: the next tune measures it again.
+        out_of_time: Whether the budget ended before the check was complete, or a server gave no answer: the next tune measures it again.
     """
 
     at: float

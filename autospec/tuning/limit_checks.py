@@ -17,7 +17,7 @@ from autospec.backends.server import canary
 from autospec.catalog.model import USUAL_TEMPERATURE, Model
 from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, RequestError, ServerDiedError
+from autospec.errors import BackendError, LateAnswerError, NoAnswerError, RequestError, ServerDiedError
 from autospec.formats import checked_words, counted
 from autospec.hardware.state import MachineState, StateWatch
 from autospec.measure.asking import Asking, OffLength, measure
@@ -54,6 +54,8 @@ _LAUNCHES = 2
 _PAIRS = 4
 # How often a disturbed pair is measured again.
 _REPEATS = 2
+# As in the proof: a server that dies once may have been killed because another program took the memory.
+_DEATHS_ALLOWED = 1
 # More slots are asked only if more requests at once are checked.
 _ASKED_SLOTS = 4
 # Characters of the long text that show how many tokens it has, where a server does not tokenize.
@@ -177,25 +179,34 @@ class LimitChecks:
     def _affordable(self, subjects: Sequence[Subject], planned: Plan) -> list[tuple[Condition, Subject]]:
         """The checks for which there is time, condition by condition."""
         jobs: list[tuple[Condition, Subject]] = []
-        expected_s = 2 * _LAUNCHES * self.launch_s
+        by_turns = planned.resident == 1
+        expected_s = 0.0 if by_turns else 2 * _LAUNCHES * self.launch_s
         left_out = 0
         for condition in planned.conditions:
             for subject in subjects:
                 if is_known(condition, subject.known, self.wanted):
                     continue
-                check_s = self.expected_s(condition, subject)
+                check_s = self.expected_s(condition, subject, by_turns=by_turns)
                 if self.budget.allows(expected_s + check_s):
                     expected_s += check_s
                     jobs.append((condition, subject))
                 else:
                     left_out += 1
-        if left_out:
-            checks = counted(left_out, "limit check")
-            self.progress.tell(f"{subjects[0].drafting.label}: no time for {checks}.")
+        self.tell_left_out(subjects[0].drafting, left_out)
         return jobs
 
-    def expected_s(self, condition: Condition, subject: Subject) -> float:
-        """Expected seconds of a check on all launches, requests one after another."""
+    def tell_left_out(self, drafting: Drafting, count: int) -> None:
+        """Tell that there was no time for so many checks, if for any."""
+        if count:
+            self.progress.tell(f"{drafting.label}: no time for {counted(count, 'limit check')}.")
+
+    def expected_s(self, condition: Condition, subject: Subject, *, by_turns: bool) -> float:
+        """Expected seconds of a check on all launches; by turns each check has its own launches, which count, too."""
+        launches_s = 2 * _LAUNCHES * self.launch_s if by_turns else 0.0
+        return launches_s + self._requests_s(condition, subject)
+
+    def _requests_s(self, condition: Condition, subject: Subject) -> float:
+        """Expected seconds of a check's requests, one after another."""
         pair_s = self.pace.pair_s(subject.key, subject.drafting)
         pairs_s = _LAUNCHES * _PAIRS * pair_s
         match condition.kind:
@@ -268,7 +279,10 @@ class _DraftingChecks:
         self._broken: dict[tuple[Condition, str], tuple[str, str]] = {}
         # Keys of the subjects whose second turn fails: they are not enabled, so that nothing more is asked for them.
         self._refused: set[str] = set()
-        self._out_of_time: set[tuple[Condition, str]] = set()
+        # Incomplete, because time ran out or a server gave no answer: the next tune checks them again.
+        self._incomplete: set[tuple[Condition, str]] = set()
+        # Not begun for want of time: what was known of them stays.
+        self._left_out: set[tuple[Condition, str]] = set()
         # Seconds of the first launch's pairs. The proof's pace does not tell it: a drafting may be far slower under a condition.
         self._took_s: dict[tuple[Condition, str], float] = {}
         self._waited_s = 0.0  # for other programs, which the second launch need not expect
@@ -285,7 +299,7 @@ class _DraftingChecks:
             with self._launches:
                 self._look_at_server()
                 for turn in range(_LAUNCHES):
-                    if all(subject.key in self._refused for _, subject in self._jobs):
+                    if all(self._is_over(condition, subject) for condition, subject in self._jobs):
                         break
                     if turn:
                         self._launches.renew()
@@ -293,9 +307,14 @@ class _DraftingChecks:
         except BackendError as error:
             self._tools.progress.tell(f"{label}: its limits were not checked. {error.message}")
             for condition, subject in self._jobs:
-                if subject.key not in self._refused and condition not in self._done.get(subject.key, {}):
+                if not self._is_over(condition, subject) and condition not in self._done.get(subject.key, {}):
                     self._notes.setdefault((condition, subject.key), error.message)
                     self._conclude(condition, subject)
+        self._tools.tell_left_out(self._drafting, len(self._left_out))
+
+    def _is_over(self, condition: Condition, subject: Subject) -> bool:
+        """Whether nothing more is asked for a check, and nothing is concluded."""
+        return subject.key in self._refused or (condition, subject.key) in self._left_out
 
     def _turn(self, turn: int) -> None:
         by_condition: dict[Condition, list[Subject]] = {}
@@ -308,7 +327,7 @@ class _DraftingChecks:
                 self._step(
                     turn * len(by_condition) + number + 1, _LAUNCHES * len(by_condition), done, len(subjects)
                 )
-                if subject.key in self._refused:
+                if self._is_over(condition, subject):
                     continue
                 if (condition, subject.key) not in self._notes:
                     self._measure(condition, subject, turn, number)
@@ -368,8 +387,11 @@ class _DraftingChecks:
     def _measure(self, condition: Condition, subject: Subject, turn: int, number: int) -> None:
         """Measure one condition's pairs on the present launches."""
         budget = self._tools.budget
+        if not turn and not self._has_time(condition, subject):
+            self._left_out.add((condition, subject.key))
+            return
         if turn and not budget.allows(self._took_s[condition, subject.key], to_finish=True):
-            self._out_of_time.add((condition, subject.key))
+            self._incomplete.add((condition, subject.key))
             self._notes[condition, subject.key] = "The budget ended before the second launch."
             return
         if self._launches.resident == 2:
@@ -394,6 +416,12 @@ class _DraftingChecks:
         waited_s = self._waited_s - waited_before_s
         self._took_s[condition, subject.key] = budget.spent_s - begun_s - waited_s
 
+    def _has_time(self, condition: Condition, subject: Subject) -> bool:
+        """Whether the budget leaves time for a whole check, and for the second launch of those before it."""
+        check_s = self._tools.expected_s(condition, subject, by_turns=self._launches.resident == 1)
+        begun_s = sum(s for (_, key), s in self._took_s.items() if key not in self._refused)
+        return self._tools.budget.allows(begun_s + check_s)
+
     def _pairs_of(
         self, condition: Condition, subject: Subject, items: Sequence[_Item], turn: int
     ) -> dict[int, Pair]:
@@ -413,7 +441,29 @@ class _DraftingChecks:
     def _half(
         self, condition: Condition, subject: Subject, item: _Item, side: Drafting, halves: _Halves
     ) -> None:
-        """Ask one side, and keep its half."""
+        """Ask one side, and keep its half.
+
+        A server that dies is launched once more. What fails with drafting is its fault, unless it fails without drafting, too, or no
+        prompt is to blame.
+        """
+        for deaths in range(_DEATHS_ALLOWED + 1):
+            try:
+                self._ask(condition, subject, item, side, halves)
+            except RequestError as error:
+                if isinstance(error, ServerDiedError) and deaths < _DEATHS_ALLOWED:
+                    continue
+                if isinstance(error, NoAnswerError) and not isinstance(error, LateAnswerError):
+                    self._incomplete.add((condition, subject.key))
+                elif not side.is_off:
+                    self._half(condition, subject, item, OFF, halves)
+                    self._broken[condition, subject.key] = item.prompts[0].id, error.message
+                raise
+            else:
+                return
+
+    def _ask(
+        self, condition: Condition, subject: Subject, item: _Item, side: Drafting, halves: _Halves
+    ) -> None:
         launches, (first, *more) = self._launches, item.prompts
         server = launches.off() if side.is_off else launches.drafted(side)
         if condition.kind is not Kind.CONTEXT:
@@ -434,13 +484,8 @@ class _DraftingChecks:
                 position=position,
                 most_tokens=self._off_length.of(prompt, paired=False) if cut else None,
             )
-        except RequestError as error:
-            if isinstance(error, ServerDiedError):
-                launches.drop(server)
-            if not side.is_off:
-                # It fails because of the drafting, unless the other side fails too.
-                self._half(condition, subject, item, OFF, halves)
-                self._broken[condition, subject.key] = first.id, error.message
+        except ServerDiedError:
+            launches.drop(server)
             raise
         halves[item.number, side.is_off] = measured
         if cut:
@@ -506,7 +551,7 @@ class _DraftingChecks:
         check = check_of(condition, clean, tools.rule, tools.scatter(), note, compared=compared)
         if (condition, subject.key) in self._broken:
             check = replace(check, verdict=LimitVerdict.SLOWER)
-        check = replace(check, out_of_time=(condition, subject.key) in self._out_of_time)
+        check = replace(check, out_of_time=(condition, subject.key) in self._incomplete)
         done = self._done.setdefault(subject.key, self._known(subject))
         done[condition] = check
         tools.keep(

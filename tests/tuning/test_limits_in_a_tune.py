@@ -22,9 +22,11 @@ from autospec.store.database import open_store
 from autospec.tuning.budget import Budget
 from autospec.tuning.build_recommendation import Cost
 from autospec.tuning.definition import LimitsDefinition, load_definition
+from autospec.tuning.launches import Memory
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.run import Tuning
 from tests.tuning.simulated import OFF_TPS, SHORT_TOKENS, SimulatedBackend, SimulatedServer
+from tests.tuning.test_limits import GIB
 from tests.tuning.test_run import MACHINE, Silent, nobody_else_is_at_work, request_with, tune  # noqa: F401 - a fixture
 
 CHECKED = LimitsDefinition(check=True, depth=8192)
@@ -420,3 +422,44 @@ def test_a_later_tune_expects_the_launches_to_take_what_they_took(tmp_path):
         tune(replace(request_for(tmp_path, quick), budget_s=budget_s), backend, progress)
         assert bool(backend.launched) is launched
         assert any("no time for" in told for told in progress.told) is not launched
+
+
+def by_turns_in(
+    folder: Path, *, left_s: float, slow: bool = False
+) -> tuple[Limits, SimulatedBackend, Silent]:
+    """The checks by turns of what an earlier tune has proven, with launches of a minute, and so much time.
+
+    `slow`: drafting takes a hundred times as long as without it where several requests come at once.
+    """
+    short = replace(CHECKED, depth=1024)
+    tune(request_for(folder, LimitsDefinition()), SimulatedBackend(wins))
+    backend, progress = SimulatedBackend(wins, launch_s=60.0), Silent()
+    if slow:
+        backend.together = lambda n: 0.01 if n > 1 else 1.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autospec.tuning.run.Budget", partial(Budget, clock=backend.clock))
+        patch.setattr("autospec.tuning.launches.Launches.launch_s", 60.0)
+        patch.setattr("autospec.tuning.run.Tuning._memory", lambda _: Memory(1024 * GIB, None))
+        limits = found(replace(request_for(folder, short), budget_s=left_s), backend, progress)
+    return limits, backend, progress
+
+
+@pytest.mark.process
+def test_by_turns_the_launches_of_each_check_are_expected(tmp_path):
+    """Five checks take twenty launches, where side by side four would do: ten minutes are enough for two checks."""
+    limits, backend, progress = by_turns_in(tmp_path, left_s=600.0)
+    assert backend.most_running == 1
+    checks = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
+    assert [(c.pairs, c.out_of_time) for c in checks] == [(8, False)] * 2
+    assert any("no time for 3 checks" in told for told in progress.told)
+
+
+@pytest.mark.process
+def test_what_takes_longer_than_expected_leaves_out_the_checks_after_it(tmp_path):
+    """The clock is read before each check of the first launch, too: what was begun is finished, and no more is begun."""
+    limits, backend, progress = by_turns_in(tmp_path, left_s=1400.0, slow=True)
+    checks = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
+    assert [(c.pairs, c.out_of_time) for c in checks] == [(8, False)] * 3
+    told = [sentence for sentence in progress.told if "no time for 1 check of its limits" in sentence]
+    assert len(told) == 2, "one before the launches, one later"
+    assert backend.most_running == 1

@@ -8,7 +8,7 @@ import pytest
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
-from autospec.errors import RequestError
+from autospec.errors import NoAnswerError, RequestError, ServerDiedError
 from autospec.recommendations import (
     FAILING,
     LIMITS,
@@ -26,7 +26,7 @@ from tests.tuning.simulated import SimulatedBackend, SimulatedServer
 from tests.tuning.test_contest import MODES, calm, machine  # noqa: F401 - a fixture
 from tests.tuning.test_contest import request_ as contest_request
 from tests.tuning.test_contest import tune as tune_machine
-from tests.tuning.test_limits_in_a_tune import request_for
+from tests.tuning.test_limits_in_a_tune import LONG_CHARACTERS, request_for
 from tests.tuning.test_run import Silent, nobody_else_is_at_work, tune
 
 __all__ = ["contest_request", "nobody_else_is_at_work"]  # fixtures
@@ -150,3 +150,58 @@ def test_the_other_drafting_of_a_contest_is_enabled_instead(contest_request, mon
     assert (other["drafting"]["mode"], other["verdict"]) == ("ngram-simple", "undecided")
     assert LIMITS not in found.evidence, "those of the other drafting"
     assert any("is enabled instead" in line for line in progress.told)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_server_that_dies_once_refuses_nothing(tmp_path, deep):
+    """Another program may have taken its memory. It is launched once more, and the answer is that of a whole check."""
+    died: list[str] = []
+
+    def die_once(server: SimulatedServer, text: str) -> None:
+        there = len(text) > LONG_CHARACTERS if deep else SECOND_TURN in text
+        if there and server.drafting.mode is Mode.DRAFT_MODEL and not died:
+            died.append(server.launch_id)
+            raise ServerDiedError("It was killed.")
+
+    found = tune(request_for(tmp_path, CHECKED), SimulatedBackend(both_win, before_answer=die_once))[CODING]
+    assert died
+    assert (found.verdict, found.status, found.drafting.mode) == (
+        Verdict.ENABLE,
+        Status.PROVEN,
+        Mode.DRAFT_MODEL,
+    )
+    limits = Limits.from_json(found.evidence[LIMITS])
+    checks = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
+    assert {(check.pairs, check.verdict) for check in checks} == {(8, LimitVerdict.FASTER)}
+
+
+@pytest.mark.process
+def test_a_server_that_dies_in_every_second_turn_is_refused(tmp_path):
+    """It died on a new launch, too."""
+
+    def die(server: SimulatedServer, text: str) -> None:
+        if SECOND_TURN in text and server.drafting.mode is Mode.DRAFT_MODEL:
+            raise ServerDiedError("It was killed.")
+
+    simulated = SimulatedBackend(both_win, before_answer=die)
+    assert is_the_runner_up(tune(request_for(tmp_path, CHECKED), simulated)[CODING])
+
+
+@pytest.mark.process
+def test_a_connection_that_breaks_refuses_nothing(tmp_path):
+    """It is no fault of the prompt: the second turn is not measured, and the next tune checks it again."""
+
+    def hang_up(server: SimulatedServer, text: str) -> None:
+        if SECOND_TURN in text and server.drafting.mode is Mode.DRAFT_MODEL:
+            raise NoAnswerError("The connection broke.")
+
+    request = request_for(tmp_path, CHECKED)
+    found = tune(request, SimulatedBackend(both_win, before_answer=hang_up))[CODING]
+    assert (found.verdict, found.drafting.mode) == (Verdict.ENABLE, Mode.DRAFT_MODEL)
+    assert FAILING not in found.evidence
+    [check] = Limits.from_json(found.evidence[LIMITS]).second_turn
+    assert (check.pairs, check.verdict) == (0, LimitVerdict.OPEN)
+    assert check.note == "A request failed: The connection broke."
+    [check] = Limits.from_json(tune(request, backend())[CODING].evidence[LIMITS]).second_turn
+    assert (check.pairs, check.verdict) == (8, LimitVerdict.FASTER)
