@@ -534,7 +534,7 @@ def test_a_server_that_answers_and_does_nothing_hangs(scene, witness, slots):
             await until(lambda: scene.backend.servers[0].stopped)
             stuck.give_back()
             (row,) = supervisor.status()["setbacks"]
-            assert "answers questions, and uses 0.00% of a core" in row["error"]
+            assert "answers /health and /slots, and uses 0.00% of a core" in row["error"]
 
     run(scenario())
 
