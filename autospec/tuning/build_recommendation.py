@@ -200,7 +200,9 @@ def _evidence(
     if not pairs:
         return evidence
     ratios = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
-    decode = [p.decode_log_ratio for p in pairs if p.off.predicted_ms > 0 and p.drafted.predicted_ms > 0]
+    # An answer that came in one part has no time of token generation.
+    timed = [p for p in pairs if p.off.predicted_ms > 0 and p.drafted.predicted_ms > 0]
+    decode = [p.decode_log_ratio for p in timed]
     decided = None if cell.decision is None or cell.cell.aim is Aim.SPEED else cell.decision.estimate
     energy = compare_energy(pairs, decided)
     return (
@@ -208,8 +210,8 @@ def _evidence(
         | ({} if energy is None else {ENERGY: energy.to_json()})
         | {
             "phase": "prove" if proven else "search",
-            "decode_baseline_tps": round(statistics.geometric_mean([p.off.decode_tps for p in pairs]), 2),
-            "decode_drafting_tps": round(statistics.geometric_mean([p.drafted.decode_tps for p in pairs]), 2),
+            "decode_baseline_tps": _mean_tps([p.off.decode_tps for p in timed]),
+            "decode_drafting_tps": _mean_tps([p.drafted.decode_tps for p in timed]),
             "decode_speedup": round(math.exp(statistics.fmean(decode)), 4) if decode else None,
             # Of the request as it was measured: short, with nothing of its prompt in the cache.
             "measured_speedup": round(math.exp(statistics.fmean(p.measured_log_ratio for p in pairs)), 4),
@@ -228,6 +230,10 @@ def _evidence(
             "compared_texts": len(pairs),
         }
     )
+
+
+def _mean_tps(speeds: Sequence[float]) -> float | None:
+    return round(statistics.geometric_mean(speeds), 2) if speeds else None
 
 
 def _request(pairs: Sequence[Pair]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,3 +76,14 @@ def test_before_the_first_look_they_are_of_all_pairs():
     cell.decision, cell.rounds = None, 0
     r = conclude(cell, pairs, [], rule=RULE, arguments=(), command=(), cost=Cost())
     assert (r.pairs, r.evidence["phase"], r.speedup_ci) == (5, "prove", None)
+
+
+def test_an_answer_that_came_in_one_part_has_no_speed_of_generation():
+    """It made the evidence NaN, which JSON and PostgreSQL refuse. Without any other answer there is no such figure."""
+    pairs = round_of(1)
+    whole = [replace(p, drafted=replace(p.drafted, predicted_ms=0.0)) for p in pairs]
+    for own, told in (([whole[0], *pairs[1:]], True), (whole, False)):
+        r = conclude(looked_at(1, own), own, [], rule=RULE, arguments=(), command=(), cost=Cost())
+        json.dumps(r.to_json(), allow_nan=False)
+        assert (r.evidence["decode_baseline_tps"] is not None) is told
+        assert (r.evidence["decode_drafting_tps"] is not None) is told

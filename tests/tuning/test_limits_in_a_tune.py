@@ -451,7 +451,7 @@ def test_by_turns_the_launches_of_each_check_are_expected(tmp_path):
     assert backend.most_running == 1
     checks = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
     assert [(c.pairs, c.out_of_time) for c in checks] == [(8, False)] * 2
-    assert any("no time for 3 checks" in told for told in progress.told)
+    assert any("no time for 3 limit checks" in told for told in progress.told)
 
 
 @pytest.mark.process
@@ -460,6 +460,6 @@ def test_what_takes_longer_than_expected_leaves_out_the_checks_after_it(tmp_path
     limits, backend, progress = by_turns_in(tmp_path, left_s=1400.0, slow=True)
     checks = (*limits.concurrent, *limits.context, *limits.temperature, *limits.second_turn)
     assert [(c.pairs, c.out_of_time) for c in checks] == [(8, False)] * 3
-    told = [sentence for sentence in progress.told if "no time for 1 check of its limits" in sentence]
+    told = [sentence for sentence in progress.told if "no time for 1 limit check" in sentence]
     assert len(told) == 2, "one before the launches, one later"
     assert backend.most_running == 1
