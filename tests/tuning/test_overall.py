@@ -17,6 +17,7 @@ from autospec.measure.measurements import DepthCosts, DepthRise, Pair, Sample, S
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, Verdict
 from autospec.store.database import open_store
+from autospec.tuning import overall_proof
 from autospec.tuning.build_recommendation import Cost
 from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix
 from autospec.tuning.overall_answer import to_recommendation
@@ -410,6 +411,22 @@ def test_a_tune_measures_what_the_answer_lacks(request_):  # noqa: F811
     again = SimulatedBackend(gains_little)
     Tuning(request_, again, MACHINE, Silent()).run()
     assert again.launched == []
+
+
+def test_a_type_without_a_result_of_this_protocol_is_measured_all_the_same(request_, monkeypatch):  # noqa: F811
+    """Its proof of another protocol does not count, and its own had no time: the tune ended with a KeyError."""
+    known_types = overall_proof.known_types
+
+    def without(*args):
+        return {kind: own for kind, own in known_types(*args).items() if kind is not WRITING}
+
+    monkeypatch.setattr(overall_proof, "known_types", without)
+    progress = Silent()
+    both = replace(request_, mix={CODING: 1.0, WRITING: 1.0})
+    tuning = Tuning(both, SimulatedBackend(gains_little), MACHINE, progress)
+    tuning.run()
+    assert any(step.phase == "overall" for step in progress.steps)
+    assert tuning.overall() is not None
 
 
 def test_without_time_the_answer_says_what_it_lacks(request_):  # noqa: F811
