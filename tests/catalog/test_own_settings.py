@@ -148,7 +148,7 @@ def test_other_adapters_are_another_cell(place: Path):
 
 
 @pytest.mark.parametrize(
-    ("file", "says"), [("gone.gguf", "gone.gguf"), ("models/Small-1B-Q8_0.gguf", "no LoRA adapter")]
+    ("file", "says"), [("gone.gguf", "gone.gguf"), ("models/Small-1B-Q8_0.gguf", "is not a LoRA adapter")]
 )
 def test_an_adapter_that_is_none_is_a_note(place: Path, file: str, says: str):
     """The launch fails with the server's own words; other models go on."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autospec.catalog.resolve import OwnSettings
+from autospec.catalog.scan import Catalog
 from autospec.drafting import OFF
 from autospec.serving import model_registry
 from autospec.serving.launch_options import Backoff, LaunchOptions, footprint, maps_files, repacks
@@ -105,7 +105,7 @@ def test_what_is_loaded_besides_models_is_measured_with_the_scan(tmp_path, monke
         dict(zip((ALPHA.fingerprint, BETA.fingerprint), sections, strict=True)), {BETA.path: (files[2],)}
     )
     scene = Scene()
-    monkeypatch.setattr(model_registry, "scan", lambda _: SimpleNamespace(models=(ALPHA, BETA), own=own))
+    monkeypatch.setattr(model_registry, "scan", lambda _: Catalog((ALPHA, BETA), own=own))
     registry = model_registry.read_registry(scene.settings, scene._scan_models().engines, {})
     plain = scene._scan_models()
     for file in files[:-1]:
