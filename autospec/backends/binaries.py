@@ -82,7 +82,15 @@ def probe(binary: Path, state_dir: Path) -> Probe:
             f"{binary} is not a llama-server: its --help has no --model.",
             "Set llama_server in the config to the right program.",
         )
-    facts = facts_of(_files(binary), state_dir)
+    try:
+        facts = facts_of(_files(binary), state_dir)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # an upgrade takes files away for a moment; an empty one cannot be mapped
+        raise BackendMissingError(
+            f"The files of {binary} cannot be read: {error}.", "Try again; if it stays so, install it again."
+        ) from error
     line = _version_line(version)
     fingerprint = hashlib.sha256(f"{line}\n{facts.sha256}".encode()).hexdigest()[:16]
     # A program's files show it; for a wrapper script only the flags and the build number do.

@@ -260,7 +260,19 @@ def _throttle_counters() -> tuple[str, ...]:
     return tuple(by_package.values())
 
 
+# Linux: one folder for each battery and mains adapter.
+_SUPPLIES = Path("/sys/class/power_supply")
+
+
+def _runs_on_batteries(supplies: Path) -> bool:
+    """Whether any battery is the machine's own: those of wireless mice and gamepads are there, too, with the scope Device."""
+    kinds = ((text_of(s / "type").strip(), text_of(s / "scope").strip()) for s in supplies.glob("*"))
+    return any(kind == "Battery" and scope != "Device" for kind, scope in kinds)
+
+
 def _battery() -> tuple[bool | None, float | None]:
+    if sys.platform == "linux" and not _runs_on_batteries(_SUPPLIES):
+        return False, None
     try:
         battery = psutil.sensors_battery()
     except (AttributeError, OSError, ValueError, psutil.Error):  # odd firmware, or no such sensor

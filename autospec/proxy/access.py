@@ -254,4 +254,6 @@ def _is_address(name: str) -> bool:
 @cache
 def _own_names() -> frozenset[str]:
     name = socket.gethostname().lower().rstrip(".")
-    return frozenset({name, f"{name}.local", name.partition(".")[0]}) if name else frozenset()
+    short = name.partition(".")[0]
+    # Multicast DNS publishes the short name, also where the host's name has a domain.
+    return frozenset({name, f"{name}.local", short, f"{short}.local"}) if name else frozenset()

@@ -259,8 +259,8 @@ class LaunchOptions:
             # Looked up: this runs on the event loop, and the disk of a file may hang.
             more_bytes=sum(self.registry.sizes.get(file, 0) for file in extra),
         )
-        took_s = self._pool.took_s(name, drafting)
-        return LaunchEstimate(drafting, memory, launch_seconds(model, draft) if took_s is None else took_s)
+        took_s, cold_s = self._pool.took_s(name, drafting), launch_seconds(model, draft)
+        return LaunchEstimate(drafting, memory, cold_s if took_s is None else took_s, cold_s)
 
 
 # The first restart after a crash is immediate, the next ones wait 1, 2, 4 … seconds.

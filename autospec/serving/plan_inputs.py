@@ -105,11 +105,15 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class LaunchEstimate:
-    """What a server with one drafting needs: memory, and the measured or estimated time from start to ready."""
+    """What a server with one drafting needs: memory, and the measured or estimated time from start to ready.
+
+    `cold_s` is the estimate for files that are not in the system's cache: a measured start may have been a warm one.
+    """
 
     drafting: Drafting
     footprint: MemoryEstimate
     launch_s: float
+    cold_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

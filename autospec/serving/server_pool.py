@@ -146,7 +146,8 @@ def _serve(
                 error,
             )
     # The settings for measuring switch the cache off: they are tried if those for serving leave a harmful cache on.
-    timeout_s = min(max(_PATIENCE * entry.launch_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
+    longest_s = max(entry.launch_s, entry.cold_s)
+    timeout_s = min(max(_PATIENCE * longest_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
         settings = LaunchSettings(args, timeout_s, serving=serving, served_as=model.name)
         server = engine.backend.launch(str(model.path), entry.drafting, settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from autospec.backends import binaries
 from autospec.backends.binaries import _check_output, _files, facts_of, first_look, probe, version_name
 from autospec.errors import BackendMissingError
 from tests.backends.conftest import FAKE, HELP
@@ -271,3 +272,16 @@ def test_a_damaged_memory_costs_time_only(tmp_path, state_dir, content):
     first = facts_of((program,), state_dir)
     (state_dir / "binaries.json").write_text(content, encoding="utf-8")
     assert facts_of((program,), state_dir) == first
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_file_that_goes_away_while_it_is_read_is_a_missing_backend(state_dir, tmp_path, monkeypatch, empty):
+    """An upgrade takes files away for a moment: the proxy ended with a traceback."""
+    program = tmp_path / "llama-server"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{FAKE}" "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(binaries, "_files", lambda _: (tmp_path / "gone",))
+    if empty:
+        (tmp_path / "gone").touch()
+    with pytest.raises(BackendMissingError, match="cannot be read"):
+        probe(program, state_dir)

@@ -196,6 +196,30 @@ def test_descendants_are_found():
     assert os.getpid() not in found
 
 
+@pytest.mark.parametrize(
+    ("supplies", "own"),
+    [
+        ({}, False),
+        ({"AC": ("Mains", "")}, False),
+        ({"hidpp_battery_0": ("Battery", "Device")}, False),
+        ({"BAT0": ("Battery", ""), "hidpp_battery_0": ("Battery", "Device")}, True),
+        ({"macsmc-battery": ("Battery", "System")}, True),
+    ],
+)
+def test_the_battery_of_a_mouse_is_none_of_the_machine(tmp_path, monkeypatch, supplies, own):
+    """A desktop with a wireless mouse was on battery for ever, so its daemon never measured."""
+    for name, (kind, scope) in supplies.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "type").write_text(f"{kind}\n")
+        if scope:
+            (tmp_path / name / "scope").write_text(f"{scope}\n")
+    mouse = SimpleNamespace(power_plugged=False, percent=80.0)
+    monkeypatch.setattr(readings.psutil, "sensors_battery", lambda: mouse, raising=False)
+    monkeypatch.setattr(readings, "_SUPPLIES", tmp_path)
+    monkeypatch.setattr(readings.sys, "platform", "linux")
+    assert readings._battery() == ((True, 80.0) if own else (False, None))
+
+
 def test_power_is_read_without_a_crash():
     """The real thing, whatever this machine has."""
     power = readings.read_power()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autospec.errors import UsageError
+from autospec.proxy import access
 from autospec.proxy.access import Access, check_bind
 
 
@@ -95,3 +96,12 @@ def test_a_page_elsewhere_cannot_use_a_plain_get(site, passes):
     """An image or a script carries no Origin; the browser says where it comes from."""
     problem = Access(machine=frozenset()).refuse({"Host": "127.0.0.1", "Sec-Fetch-Site": site}, "/x", "GET")
     assert (problem is None) is passes
+
+
+def test_the_short_name_is_published_also_where_the_host_has_a_domain(monkeypatch):
+    """Multicast DNS has server.local for server.example.com."""
+    monkeypatch.setattr(access.socket, "gethostname", lambda: "server.example.com")
+    access._own_names.cache_clear()
+    names = access._own_names()
+    access._own_names.cache_clear()
+    assert names >= {"server.example.com", "server", "server.local"}

@@ -122,3 +122,14 @@ def test_what_is_loaded_besides_models_is_measured_with_the_scan(tmp_path, monke
             for name in (ALPHA.name, BETA.name)
         }
         assert more == {ALPHA.name: 11, BETA.name: 100}
+
+
+def test_a_warm_start_says_nothing_of_a_cold_one():
+    """From the system's cache a model of 40 GB is there in seconds; the limit of the next start came from that."""
+    scene = Scene(settings=load_settings(overrides={"memory_limit": 64.0}))
+    pool = ServerPool((), lambda: None, lambda: 0.0)
+    options = LaunchOptions(scene.settings, HERE, scene._scan_models(), pool, Backoff())
+    cold_s = options.estimate(ALPHA.name, OFF).launch_s
+    pool.took_s = lambda *_: 0.01
+    warm = options.estimate(ALPHA.name, OFF)
+    assert (warm.launch_s, warm.cold_s) == (0.01, cold_s)
