@@ -30,7 +30,16 @@ from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
 from autospec.tuning.resume import EPOCH, REQUESTS, cached_as_now, failing_of
 from autospec.tuning.tasks import StoredPairs
 
-__all__ = ["for_mix", "known_types", "requests_of", "rule_of", "to_recommendation", "wanted_pairs"]
+__all__ = [
+    "earlier_looks",
+    "for_mix",
+    "known_types",
+    "requests_of",
+    "rule_of",
+    "since_s",
+    "to_recommendation",
+    "wanted_pairs",
+]
 
 # Key of an overall answer's evidence: the drafting whose pairs the next tune of its prompt types asks, or null.
 _NEXT = "next"
@@ -96,6 +105,21 @@ def _predicted(r: Recommendation) -> dict[Drafting, float]:
     if prediction.get("expected") and prediction.get("trusted") and not r.tried.is_off:
         found[r.tried] = float(prediction["expected"])
     return found
+
+
+def earlier_looks(answers: Iterable[Recommendation], known: Mapping[PromptType, Known]) -> dict[str, int]:
+    """The looks of stored answers that did not enable a drafting, by its key; none if a type was measured from the start since."""
+    looks: dict[str, int] = {}
+    for entry in (entry for r in answers for entry in r.evidence.get("looks") or ()):
+        drafting = Drafting.understood(entry["drafting"])
+        if drafting is not None and entry["since"] >= since_s(known):
+            looks[drafting.key] = max(int(entry["rounds"]), looks.get(drafting.key, 0))
+    return looks
+
+
+def since_s(known: Mapping[PromptType, Known]) -> float:
+    """When the newest of the types' measurements began to count, in seconds since the epoch."""
+    return max((float(k.recommendation.evidence.get(EPOCH) or 0.0) for k in known.values()), default=0.0)
 
 
 def rule_of(found: Iterable[Recommendation]) -> Rule:
@@ -250,7 +274,7 @@ def for_mix(
     Args:
         store: The database.
         stored: The recommendations, of any models and backends.
-        answers: Their overall answers: they know how many prompts a proof has.
+        answers: Their overall answers: they know how many prompts a proof has, and which looks were taken.
         weights: Prompt type → weight.
     """
     groups: dict[tuple[str, str, str], dict[str, list[StoredRecommendation]]] = {}
@@ -259,6 +283,7 @@ def for_mix(
         if r.prompt_type is not None:
             launches = groups.setdefault((r.model, r.backend, s.hardware.id), {})
             launches.setdefault(_launch_of(r), []).append(s)
+    answers = list(answers)
     asked = {
         e["cell"]: int(e["prompts"])
         for r in answers
@@ -283,7 +308,10 @@ def for_mix(
         }
         known = known_types(store, own, prompts)
         rule = rule_of(k.recommendation for k in known.values())
-        answer = choose(known, mix_of(known, (), weights), rule, _scatter_of(known))
+        cells = {s.recommendation.evidence.get("cell") for s in own} - {None}
+        of_these = [r for r in answers if any(e.get("cell") in cells for e in r.evidence.get("types", ()))]
+        looked = earlier_looks(of_these, known)
+        answer = choose(known, mix_of(known, (), weights), rule, _scatter_of(known), looked=looked)
         if answer.known:
             found.append(to_recommendation(answer, rule, **_commands(answer)))
     return found

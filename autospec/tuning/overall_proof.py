@@ -23,7 +23,13 @@ from autospec.tuning.cell import CellRun, TuneSession, TuneStep
 from autospec.tuning.launch_scatter import known_scatter
 from autospec.tuning.launches import Launches
 from autospec.tuning.overall import Known, Overall, choose, mix_of, names_of
-from autospec.tuning.overall_answer import known_types, requests_of, to_recommendation
+from autospec.tuning.overall_answer import (
+    earlier_looks,
+    known_types,
+    requests_of,
+    since_s,
+    to_recommendation,
+)
 from autospec.tuning.paired_runner import MOST_FAILING, Failing, PairedRunner
 from autospec.tuning.proof import of_round
 from autospec.tuning.resume import EPOCH, FAILED_BEFORE, with_failing
@@ -126,7 +132,8 @@ class OverallProof:
         compared = " ".join((request.model.name, *request.args))
         scatter = known_scatter(store, self._session.hardware.id, self._cell.build, compared)
         if self._looked is None:
-            self._looked = self._earlier_looks(known)
+            earlier = store.overall_answers([self._cell.launch_key])
+            self._looked = earlier_looks([s.recommendation for s in earlier], known)
         answer = choose(known, mix, self._rule, scatter, looked=self._looked)
         for c in answer.candidates:
             if c.decision is not None and c.decision.verdict is not Verdict.ENABLE:
@@ -145,17 +152,6 @@ class OverallProof:
 
     def _key(self, kind: PromptType) -> str:
         return dataclasses.replace(self._cell, prompt_type=kind).key
-
-    def _earlier_looks(self, known: Mapping[PromptType, Known]) -> dict[str, int]:
-        """Looks of earlier tunes at the same pairs, unless a type was measured from the start since."""
-        found = self._session.store.overall_answers([self._cell.launch_key])
-        looks = found[0].recommendation.evidence.get("looks") if found else None
-        return {
-            drafting.key: int(entry["rounds"])
-            for entry in looks or ()
-            if (drafting := Drafting.understood(entry["drafting"])) is not None
-            and entry["since"] >= _since_s(known)
-        }
 
     def _can_measure(self, answer: Overall) -> bool:
         """Whether this tune may ask every type that lacks pairs of the drafting that is to be measured."""
@@ -284,15 +280,10 @@ class OverallProof:
             {
                 "drafting": c.drafting.to_json(),
                 "rounds": self._looked[c.drafting.key],
-                "since": _since_s(answer.known),
+                "since": since_s(answer.known),
             }
             for c in answer.candidates
             if self._looked and c.drafting.key in self._looked
         ]
         r = dataclasses.replace(r, evidence={**r.evidence, "study": request.definition.name, "looks": looks})
         self._session.store.save_overall(r, self._session.hardware, self._cell.launch_key)
-
-
-def _since_s(known: Mapping[PromptType, Known]) -> float:
-    """When the newest of the types' measurements began to count, in seconds since the epoch."""
-    return max((float(k.recommendation.evidence.get(EPOCH) or 0.0) for k in known.values()), default=0.0)

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from autospec.backends.protocol import Server
@@ -64,6 +64,7 @@ class _Block:
     on_half: Callable[
         [int], None
     ]  # gets the number of halves of the stretch so far, where launches take turns
+    again: bool = False  # True for disturbed pairs that are measured again: their cells have started
 
 
 # Cell key and side → why it could not answer a prompt, by prompt id.
@@ -284,12 +285,15 @@ class PairedRunner:
             if not self.off_length.is_lost(task.prompt, half)
         }
         open_tasks = list(tasks)
+        earlier: list[Measured] = []  # the disturbed pairs that are measured again
         too_far = 0
         for again in range(repeats, -1, -1):
             disturbed: list[Measured] = []
+            reached: set[Task] = set()
             short = False
             measure_all = self._side_by_side if self._launches.resident == 2 else self._by_turns
             for measured in measure_all(open_tasks, block, halves):
+                reached.add(measured.task)
                 if measured.pair is None:
                     yield measured
                     continue
@@ -302,7 +306,9 @@ class PairedRunner:
             if short:
                 # Users run one server: a neighbour that takes its memory must not be part of the measurement.
                 self._launches.by_turns("Memory is short for two servers side by side.")
-            open_tasks = [measured.task for measured in disturbed]
+            # Every pair is handed out, or the round would never be complete.
+            yield from (measured for measured in earlier if measured.task not in reached)
+            open_tasks, earlier = [measured.task for measured in disturbed], disturbed
             if not open_tasks:
                 break
             if block.budget is not None:
@@ -311,7 +317,7 @@ class PairedRunner:
                     yield from disturbed
                     break
             self._launches.expire()
-            halves = {}
+            halves, block = {}, replace(block, again=True)
         if repeats and too_far:
             pairs = "1 pair does" if too_far == 1 else f"{too_far} pairs do"
             self._tell(f"{block.drafting.label}: {pairs} not count. {_TOO_FAR_APART}")
@@ -376,7 +382,7 @@ class PairedRunner:
     def _allows(self, task: Task, tasks: Sequence[Task], begun: set[str], block: _Block) -> bool:
         """Whether the budget leaves time for a task, or for its whole cell if that has not started."""
         assert block.budget is not None
-        if not block.whole_cells or task.cell_key in begun:
+        if not block.whole_cells or task.cell_key in begun or block.again:
             return block.budget.allows(self.pair_s(task, block.drafting), to_finish=block.whole_cells)
         own = [t for t in tasks if t.cell_key == task.cell_key]
         return block.budget.allows(sum(self.pair_s(t, block.drafting) for t in own))
@@ -407,7 +413,7 @@ class PairedRunner:
         """The tasks of the next stretch; empty if the budget does not allow one."""
         budget_s = math.inf
         if block.budget is not None:
-            goes_on = bool(begun) and block.whole_cells
+            goes_on = (bool(begun) or block.again) and block.whole_cells
             grace_s = block.budget.grace_s if goes_on else 0.0
             budget_s = block.budget.until_end_s + grace_s - (2 if begun else 3) * self._launches.launch_s
         return next_stretch(

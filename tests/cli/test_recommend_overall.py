@@ -183,6 +183,24 @@ def test_a_mix_takes_the_number_of_prompts_from_the_cells_own_answer(tuned):
         assert [e["prompts"] for e in found.evidence["types"]] == [8, 8]
 
 
+def test_a_mix_is_not_enabled_at_a_look_that_a_tune_has_taken(tuned):
+    """As the tune refuses it; looks at earlier measurements, and those of another server, do not count."""
+    [answer] = [s.recommendation for s in tuned.overall_answers()]
+    stored, weights = tuned.recommendations(), {CODING: 9.0, WRITING: 1.0}
+
+    def mixed(since: float, cell_key: str = "") -> Recommendation:
+        looks = [{"drafting": DRAFTING.to_json(), "rounds": 2, "since": since}]
+        types = [{**e, "cell": cell_key or e["cell"]} for e in answer.evidence["types"]]
+        told = replace(answer, evidence={**answer.evidence, "types": types, "looks": looks})
+        [found] = for_mix(tuned, stored, [told], weights)
+        return found
+
+    refused = mixed(0.0)
+    assert (refused.verdict, refused.drafting) == (Verdict.UNDECIDED, OFF)
+    assert "at a look that was taken before" in refused.reason
+    assert mixed(-1.0).verdict is mixed(0.0, "elsewhere").verdict is Verdict.ENABLE
+
+
 def test_every_type_has_the_prompt_cache_of_the_build(tuned):
     """An earlier version proved coding with a cache on both sides, and a newer one writing with drafting without one."""
     requests = {CODING: Shapes(0.9), WRITING: Shapes(0.9, drafts_uncached=True)}

@@ -16,6 +16,7 @@ from autospec.measure.disturbances import disturbance
 from autospec.measure.measurements import Pair, Phase
 from autospec.prompts.suite import Half, Prompt
 from autospec.store.database import open_store
+from autospec.tuning.budget import Budget
 from autospec.tuning.launches import Launches
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.tasks import Task
@@ -106,6 +107,38 @@ def test_pair_that_stays_disturbed_is_handed_out_with_the_reason_and_not_known(t
     (measured,) = pairs.block(TASKS[:1], DRAFTING, Phase.PROVE, 1, repeats=0)
     assert "changed by 2.0 cores" in measured.disturbed
     assert pairs.known("cell", DRAFTING, Phase.PROVE) == []
+
+
+@pytest.mark.parametrize("resident", [1, 2])
+@pytest.mark.parametrize("disturbed", ["2", "12"])
+def test_a_disturbed_pair_is_handed_out_where_the_budget_ends(tmp_path, resident, disturbed):
+    """A pair takes more than is left after the first pass, and less than with the grace, which ends after one repeat.
+
+    Pairs that the budget refused to repeat were not handed out, so their round was never complete.
+    """
+    backend = SimulatedBackend(lambda _d, _t: 1.2, launch_s=0.0)
+
+    class Battery(Watch):
+        def finish(self) -> MachineState:
+            _, side, text = backend.asked[-1]
+            return replace(
+                CALM, on_battery=not side.is_off and any(f'"{number}"' in text for number in disturbed)
+            )
+
+    def spent_s() -> float:
+        return 0.0 if len(backend.asked) < 6 else 999.9 if len(backend.asked) < 8 else 2000.0
+
+    launches = Launches(backend, "/main.gguf", LaunchSettings(), resident=resident)
+    store = open_store(f"sqlite:///{tmp_path / 'autospec.db'}")
+    asking = Asking("protocol", 16, 0.0, Battery())
+    runner = PairedRunner(launches, asking, store, since={}, clock=backend.clock)
+    block = runner.block(TASKS, DRAFTING, Phase.PROVE, 1, repeats=1, budget=Budget(1000.0, spent_s))
+    measured = list(block)
+    assert sorted(m.task.prompt_id for m in measured) == ["p0", "p1", "p2"]
+    assert {m.task.prompt_id[1:] for m in measured if m.disturbed} == set(disturbed)
+    assert len(backend.asked) == 8
+    launches.close()
+    store.close()
 
 
 def test_waits_for_other_programs_and_gives_up_after_a_minute(tmp_path):
