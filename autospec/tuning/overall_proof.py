@@ -160,7 +160,9 @@ class OverallProof:
         done = self._rounds(answer)
         target = min(done.values()) + 1
         asked = [kind for kind, rounds in done.items() if rounds < target]
-        return target <= self._rule.looks[-1] and all(map(self._answers, asked))
+        # A type that was proven under another protocol, and whose proof had no time now, is in the mix without a result: pairs of it would
+        # not count.
+        return target <= self._rule.looks[-1] and all(k in answer.known and self._answers(k) for k in asked)
 
     def _answers(self, kind: PromptType) -> bool:
         """Whether a type can be asked here: off does not fail for too many of its prompts."""
@@ -194,14 +196,12 @@ class OverallProof:
         drafting, done = answer.next, self._rounds(answer)
         round_ = min(done.values()) + 1
         # The types that take most of the time come first, if the budget is not enough for all.
-        kinds = sorted((k for k in done if done[k] < round_), key=lambda k: -answer.time_shares.get(k, 0.0))
+        kinds = sorted((k for k in done if done[k] < round_), key=lambda k: -answer.time_shares[k])
         tasks = []
         for kind in kinds:
             key = self._cells[kind].cell.key
             pairing.note_stored(key, drafting)
-            # A type that was proven under another protocol, and whose proof had no time now, is in the mix without a result.
-            if (known := answer.known.get(kind)) is not None:
-                pairing.note_stored(key, known.recommendation.tried)
+            pairing.note_stored(key, answer.known[kind].recommendation.tried)
             tasks.append([Task.of(key, prompt) for prompt in self._prompts(kind, round_)])
         first = pairing.missing(tasks[0], drafting, Phase.PROVE, round_)
         if not self._budget.allows(pairing.expected_s(first, drafting)):
