@@ -84,10 +84,8 @@ def probe(binary: Path, state_dir: Path) -> Probe:
         )
     try:
         facts = facts_of(_files(binary), state_dir)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # an upgrade takes files away for a moment; an empty one cannot be mapped
+    except (OSError, ValueError) as error:
+        # An upgrade takes files away for a moment, and an empty one cannot be mapped.
         raise BackendMissingError(
             f"The files of {binary} cannot be read: {error}.", "Try again; if it stays so, install it again."
         ) from error

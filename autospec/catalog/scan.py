@@ -35,7 +35,7 @@ from autospec.errors import ModelChoiceError, ModelFileError
 from autospec.files import replace_file
 from autospec.settings import Settings
 
-__all__ = ["Catalog", "MetadataCache", "model_files", "scan", "signature"]
+__all__ = ["Catalog", "MetadataCache", "model_files", "scan", "signature", "silent_words"]
 
 
 Signature = list[list[int]]
@@ -219,7 +219,7 @@ def scan(
     cache = MetadataCache(settings.cache_dir / CACHE_FILE)
     links = settings.cache_dir / _LINKS
     silent = _silent([place.path for place in where])
-    warnings = [f"{path} does not answer: models in it are left out." for path in silent]
+    warnings = list(map(silent_words, silent))
     models: dict[Path, Model] = {}
     projectors: dict[Path, Path] = {}
     others: dict[str, Role] = {}
@@ -263,6 +263,11 @@ def scan(
     )
 
 
+def silent_words(folder: Path) -> str:
+    """What a user is told of a folder that does not answer."""
+    return f"{folder} does not answer: models in it are left out."
+
+
 def _silent(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The files and folders that do not answer, such as a network share that is gone: a look at them may never end."""
     looks = [threading.Thread(target=_look_at, args=(path,), daemon=True) for path in paths]
@@ -286,7 +291,9 @@ def _no_model(name: str, role: Role) -> ModelChoiceError:
 def model_files(settings: Settings) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     """The names of the model files in the folders that `scan` searches, without reading any, and those folders."""
     where = places(os.environ, Path.home(), sys.platform, settings.model_dirs)
-    names = {_real(found.path): _name(found) for place in where for found in _in(place, [])}
+    silent = _silent([place.path for place in where])
+    answering = (place for place in where if place.path not in silent)
+    names = {_real(found.path): _name(found) for place in answering for found in _in(place, [])}
     return tuple(sorted(names.values(), key=str.casefold)), tuple(place.path for place in where)
 
 

@@ -22,7 +22,7 @@ from autospec.backends.protocol import Capabilities
 from autospec.backends.registry import backend_for
 from autospec.catalog.candidates import Candidate
 from autospec.catalog.model import Model
-from autospec.catalog.scan import Catalog, scan
+from autospec.catalog.scan import Catalog, scan, silent_words
 from autospec.cells import Aim, Cell, Hardware, PromptType
 from autospec.daemon.queue import KnownCell, order, uses
 from autospec.daemon.staleness import GAP, UNCACHED, Stale, drift_of, gap_of, mark, samples_of, why_stale
@@ -143,7 +143,7 @@ def survey(
     catalog = scan(settings)
     aim, note = aim_in_force(settings.aim, hardware)
     notes = [note] if note else []
-    notes += [f"{folder} does not answer: models in it are left out." for folder in catalog.silent]
+    notes += map(silent_words, catalog.silent)
 
     def request_for(model: Model) -> TuneRequest:
         return TuneRequest(

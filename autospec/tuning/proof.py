@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from autospec.cells import Aim
 from autospec.drafting import OFF, Drafting
@@ -36,7 +36,6 @@ from autospec.tuning.budget import rounds_to_decide, worth
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep
 from autospec.tuning.forecast import WORTH_A_RIVAL
 from autospec.tuning.proof_predictions import ProofPredictions
-from autospec.tuning.resume import CellHistory
 from autospec.tuning.tasks import Task
 
 __all__ = ["Proof", "of_round", "scatter_of"]
@@ -118,8 +117,8 @@ class Proof:
         # Cell key and drafting.
         self._failed: set[tuple[str, Drafting]] = set()
         self._spread: dict[tuple[str, Drafting], float] = {}
-        # Cell key → the runner-up that the search named, and the history of that moment.
-        self._named: dict[str, tuple[Drafting, CellHistory]] = {}
+        # Cell key → the runner-up that the search named, and the search's predictions.
+        self._named: dict[str, tuple[Drafting, tuple[Any, Any]]] = {}
         # Whether a round was completed: a budget shorter than one round measures a part of it.
         self._completed = False
         # When the proof is expected to end, on the budget's clock.
@@ -319,7 +318,7 @@ class Proof:
             return False
         ahead, rival = found
         winner, decision, rounds = cell.winner, cell.decision, cell.rounds
-        self._named[cell.cell.key] = cell.runner_up, cell.history
+        self._named[cell.cell.key] = cell.runner_up, cell.history.predictions
         if rival != cell.runner_up:  # what the search predicted is another drafting's
             figures, _ = cell.history.predictions
             cell.history = replace(cell.history, predictions=(figures, None))
@@ -337,8 +336,8 @@ class Proof:
 
     def _name_again(self, cell: CellRun) -> None:
         """Give a cell the runner-up of its search again, whose proof is still possible."""
-        cell.runner_up, before = self._named[cell.cell.key]
-        cell.history = replace(cell.history, predictions=before.predictions)
+        cell.runner_up, predictions = self._named[cell.cell.key]
+        cell.history = replace(cell.history, predictions=predictions)
 
     def _named_rival(self, cell: CellRun) -> tuple[float, Drafting] | None:
         """The runner-up that the search named, and how far it is expected to be ahead as a log, if that is worth a proof."""

@@ -24,6 +24,7 @@ from autospec.catalog.candidates import candidates
 from autospec.catalog.folders import printable
 from autospec.catalog.scan import Catalog
 from autospec.errors import ModelChoiceError
+from autospec.settings import load_settings
 from tests.catalog.making import write_gguf, write_mlx
 
 Look = Callable[..., Catalog]
@@ -70,6 +71,8 @@ class TestLayouts:
             scan, "_look_at", lambda path: answers.wait(20) if path == lost else look_at(path)
         )
         catalog = look()
+        monkeypatch.setenv("HOME", str(home))
+        assert scan.model_files(load_settings(overrides={"model_dirs": [str(models_dir)]}))[0] == ("a",)
         answers.set()
         assert names(catalog) == ["a"]
         assert catalog.silent == (lost,)
