@@ -426,6 +426,7 @@ def test_a_sentence_wraps_at_words_and_its_command_stays_whole(monkeypatch, tty,
     monkeypatch.setattr(stream, "isatty", lambda: tty, raising=False)
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal has 80 columns, whatever COLUMNS says
     Shell().prose("a sentence of several words:", "run --it now")
     assert [line.rstrip() for line in stream.getvalue().splitlines()] == lines
 
