@@ -189,11 +189,16 @@ class LaunchOptions:
         self.registry = registry
         self.known: Mapping[str, ModelAdvice] = {}
         self._settings = settings
-        of_gguf = registry.engines.get("gguf")
-        self.limit_bytes = memory_limit_bytes(settings, hardware, of_gguf.backend if of_gguf else None)
+        self._hardware = hardware
+        self.limit_bytes = self.read_limit()
         self._on_cpu = not hardware.gpu
         self._pool = pool
         self._backoff = backoff
+
+    def read_limit(self) -> int:
+        """The memory limit with the builds that are there now; blocks, as one may be asked for its cards."""
+        of_gguf = self.registry.engines.get("gguf")
+        return memory_limit_bytes(self._settings, self._hardware, of_gguf.backend if of_gguf else None)
 
     def of(self, name: str) -> ModelAdvice:
         """The recommendations for a model."""

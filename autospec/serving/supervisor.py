@@ -118,6 +118,10 @@ class Supervisor:
         if self._closing:
             raise _shutting_down()
         model = await self._find(wanted.model)
+        if not (wanted.is_probe or self._reconciler.pool.live(model.name)) and self._may_be_outdated():
+            # Nobody scans while no server runs. A build that was replaced meanwhile would load the model twice.
+            await self._rescanned()
+            model = await self._find(wanted.model)
         return await self._reconciler.lend(
             wanted if wanted.model == model.name else replace(wanted, model=model.name)
         )
@@ -329,10 +333,12 @@ class Supervisor:
         """True if builds and files may have been replaced since the last scan, and that matters now; or if a late one ended."""
         if self._scanning is not None and self._scanning.done():
             return True
-        age_s = self._clock() - self._scanned_at_s
         if self._reconciler.is_unsettled:
-            return age_s >= MISSED_S
-        return age_s >= _SCAN_S and bool(self._reconciler.pool.held())
+            return self._clock() - self._scanned_at_s >= MISSED_S
+        return self._may_be_outdated() and bool(self._reconciler.pool.held())
+
+    def _may_be_outdated(self) -> bool:
+        return self._clock() - self._scanned_at_s >= _SCAN_S
 
     async def _find(self, name: str) -> Model:
         """The model with a client's name for it; without a name, the model of the last request or the only one."""

@@ -25,6 +25,7 @@ from autospec.errors import (
 from autospec.recommendations import Status, StoredRecommendation
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.advice import FAILED_LAUNCH
+from autospec.serving.server_pool import LEND_AGAIN_S
 from autospec.settings import load_settings
 from tests.backends.fake_attached import LM_STUDIO, ROUTER, FakeAttached, running
 from tests.serving.scene import (
@@ -203,6 +204,7 @@ def test_where_two_do_not_fit_requests_wait_for_the_switch():
         scene.limit(600)
         async with scene.opened() as supervisor:
             old = await supervisor.lease(wanted())
+            scene.clock.now_s += 600.0  # as long as a better server waits for a moment without requests
             scene.learn(recommend(LOOKUP_2, speedup=3.0))
             await supervisor.refresh()
             await until(lambda: "draining" in states(supervisor).values())
@@ -213,6 +215,56 @@ def test_where_two_do_not_fit_requests_wait_for_the_switch():
             async with await waiting as lease:
                 assert lease.drafting == LOOKUP_2
             assert scene.backend.most == 1
+
+    run(scenario())
+
+
+def test_where_two_do_not_fit_a_long_answer_refuses_nobody():
+    """A better drafting waits for it; and if that took too long, new requests get the old server while it drains."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        scene.limit(600)
+        async with scene.opened() as supervisor:
+            old = await supervisor.lease(wanted())
+            scene.learn(recommend(LOOKUP_2, speedup=3.0))
+            await supervisor.refresh()
+            await until(lambda: supervisor.plan()["models"][0]["launches"] == [LOOKUP_2.to_json()])
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.drafting == LOOKUP
+            scene.clock.now_s += 600.0
+            await until(lambda: "draining" in states(supervisor).values())
+            waiting = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: supervisor.status()["queue"]["waiting"] == 1)
+            scene.clock.now_s += LEND_AGAIN_S
+            async with await waiting as lease:
+                assert (lease.drafting, lease.base_url) == (LOOKUP, old.base_url)
+            await until(lambda: supervisor.status()["launches"][0]["leases"] == 1)
+            assert states(supervisor) == {f"alpha-1b {LOOKUP.label}": "ready"}
+            old.give_back()
+            await until(lambda: states(supervisor) == {f"alpha-1b {LOOKUP_2.label}": "ready"})
+
+    run(scenario())
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_ended():
+    """The next model does not wait for the minutes that a large one takes to load."""
+
+    async def scenario():
+        scene = Scene()
+        scene.limit(400)
+        scene.backend.hold.clear()
+        async with scene.opened() as supervisor:
+            abandoned = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: scene.backend.asked)
+            abandoned.cancel()
+            waiting = asyncio.create_task(supervisor.lease(wanted("beta")))
+            await until(lambda: len(scene.backend.asked) == 2)
+            assert not scene.backend.servers
+            scene.backend.hold.set()
+            async with await waiting as lease:
+                assert lease.model == BETA.name
+        assert len(scene.backend.servers) == 1
 
     run(scenario())
 
@@ -745,6 +797,7 @@ def test_a_launch_that_hangs_does_not_keep_the_proxy_from_ending(monkeypatch):
     monkeypatch.setattr("autospec.serving.supervisor._DRAIN_S", 0.05)
     monkeypatch.setattr("autospec.serving.supervisor._STOP_S", 0.05)
     scene = Scene()
+    scene.backend.stuck = True
     scene.backend.hold.clear()
 
     async def scenario():
@@ -791,6 +844,8 @@ def test_fifty_switches_under_sixty_four_clients_lose_nothing():
                 scene.learn(recommend(drafting))
                 # Every third time there is no room for two.
                 supervisor._reconciler.memory_bytes = (900 if number % 3 else 500) * MIB
+                # There is never a moment without requests; no request waits now, so that none is refused.
+                scene.clock.now_s += 0.0 if number % 3 else 600.0
                 await supervisor.refresh()
                 label = f"alpha-1b {drafting.label}"
                 await until(lambda label=label: states(supervisor) == {label: "ready"})
@@ -819,6 +874,30 @@ def test_the_documents():
         assert row["state"] == "ready"
         assert row["leases"] == row["served"] == 1
         assert 0 < status["memory"]["launches_bytes"] <= status["memory"]["limit_bytes"]
+
+    run(scenario())
+
+
+def test_a_build_that_was_replaced_while_no_server_ran_loads_the_model_once():
+    """Nobody scans while no server runs: the first request afterwards does, before the model is loaded."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            scene.clock.now_s += 299.0
+            with pytest.raises(OverloadedError):
+                await supervisor.lease(wanted(probe=True))
+            assert scene.scans == 1
+            scene.clock.now_s += 1.0
+            scene.backend.build = dataclasses.replace(BUILD, version="fake-2", fingerprint="other")
+            with pytest.raises(OverloadedError):
+                await supervisor.lease(wanted(probe=True))
+            assert scene.scans == 1  # a probe starts nothing
+            leases = await asyncio.gather(*(supervisor.lease(wanted()) for _ in range(3)))
+            assert {lease.build for lease in leases} == {"fake-2"}
+            assert (scene.scans, len(scene.backend.asked)) == (2, 1)
+            for lease in leases:
+                lease.give_back()
 
     run(scenario())
 
