@@ -52,7 +52,9 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
 
     from autospec.daemon.children import ProxyChild, proxy_command
     from autospec.daemon.loop import Daemon
+    from autospec.daemon.probes import Probes
     from autospec.daemon.work import Clock
+    from autospec.hardware.user_input import UserInput
     from autospec.service.control import notifier_from
 
     settings = shell.settings
@@ -70,8 +72,17 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
         child = ProxyChild(
             proxy_command(shell.config), settings.state_dir, settings.log_dir / "proxy.log", clock
         )
+    # Whoever has just logged in is at the machine. With --once there is no time to watch it.
+    probes = Probes(clock, UserInput(clock.monotonic, None if once else clock.monotonic()))
     daemon = Daemon(
-        settings, shell.config, once=once, proxy=child, notifier=notifier, clock=clock, tell=shell.say
+        settings,
+        shell.config,
+        once=once,
+        proxy=child,
+        notifier=notifier,
+        clock=clock,
+        tell=shell.say,
+        probes=probes,
     )
     if not once:
         shell.say(

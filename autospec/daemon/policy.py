@@ -39,6 +39,7 @@ class Signals:
         held_by: Which other autospec measures on this machine; empty if none.
         power: Power source, power saving and heat.
         user_idle_s: Seconds since the last keyboard or mouse input.
+        unseen_input: A keyboard or mouse whose input cannot be noticed; empty if there is none.
         other_load: Cores that other programs use; servers of the proxy and of a measurement do not count.
         gpu_other_load: Share of the busiest GPU that other programs use.
         on_metal: Models compute on a Mac's GPU.
@@ -53,6 +54,7 @@ class Signals:
     held_by: str = ""
     power: Power = field(default_factory=Power)
     user_idle_s: float | None = None
+    unseen_input: str = ""
     other_load: float | None = None
     gpu_other_load: float | None = None
     on_metal: bool = False
@@ -265,6 +267,9 @@ def _idle(signals: Signals, policy: Policy) -> IdleCheck:
     words = f"the last input was {duration(signals.user_idle_s)} ago"
     if left_s > 0:
         return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {duration(policy.idle_s)})", left_s)
+    if signals.unseen_input:
+        words = f"{words}; input of {signals.unseen_input} cannot be noticed here"
+        return IdleCheck("idle", "unknown", True, words)
     return IdleCheck("idle", "ok", True, words)
 
 

@@ -56,6 +56,7 @@ def test_each_signal_alone_keeps_it_from_measuring(change, words):
         ({"power": replace(MAINS, on_battery=None)}, "power", True),
         ({"power": replace(MAINS, thermal="unknown")}, "heat", True),
         ({"user_idle_s": None}, "idle", True),
+        ({"unseen_input": "MX Keys"}, "idle", True),
         ({"other_load": None}, "load", False),
         ({"memory_available_bytes": None}, "memory", False),
     ],

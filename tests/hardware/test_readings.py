@@ -6,18 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from autospec.hardware import readings
-from autospec.hardware.readings import (
-    available_memory_bytes,
-    parse_hid_idle,
-    parse_mutter_idle,
-    terminal_idle_s,
-)
+from autospec.hardware.readings import available_memory_bytes
 
 PMSET = """\
 System-wide power settings:
@@ -242,25 +236,6 @@ def test_the_time_of_a_childs_ended_children_is_told():
         found = readings.read({child.pid}, readings.Power()).processes[child.pid]
         child.communicate(b"\n")
     assert found.reaped_s >= 0.19
-
-
-def test_idle_times_are_read_from_what_the_systems_print():
-    """Nanoseconds on macOS, milliseconds from GNOME; anything else is unknown."""
-    assert parse_hid_idle('    |   "HIDIdleTime" = 2500000000\n') == 2.5
-    assert parse_mutter_idle("(uint64 1500,)\n") == 1.5
-    assert parse_hid_idle("") is None
-    assert parse_mutter_idle("Error: no such name") is None
-
-
-def test_a_terminal_is_as_idle_as_its_last_reading(tmp_path: Path):
-    """The most recent one counts; a clock set back gives no negative time; none is unknown."""
-    for name, read_at in (("a", 100.0), ("b", 160.0)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (read_at, 0))
-    terminals = [tmp_path / "a", tmp_path / "b", tmp_path / "closed"]
-    assert terminal_idle_s(terminals, 200.0) == 40.0
-    assert terminal_idle_s(terminals, 50.0) == 0.0
-    assert terminal_idle_s([], 200.0) is None
 
 
 @pytest.mark.parametrize(("text", "short"), [("1\n", False), ("2\n", True), ("4\n", True), ("", None)])
