@@ -22,6 +22,7 @@ __all__ = [
     "Reading",
     "available_memory_bytes",
     "descendants",
+    "linux_battery",
     "parse_low_power",
     "parse_memory_pressure",
     "parse_swap_ins",
@@ -259,15 +260,38 @@ def _throttle_counters() -> tuple[str, ...]:
 _SUPPLIES = Path("/sys/class/power_supply")
 
 
-def _runs_on_batteries(supplies: Path) -> bool:
-    """Whether any battery is the machine's own: those of wireless mice and gamepads are there, too, with the scope Device."""
-    kinds = ((text_of(s / "type").strip(), text_of(s / "scope").strip()) for s in supplies.glob("*"))
-    return any(kind == "Battery" and scope != "Device" for kind, scope in kinds)
+def linux_battery(supplies: Path = _SUPPLIES) -> tuple[bool | None, float | None]:
+    """Whether the machine runs on battery, and the charge of its first one in percent; ``None`` if unknown, or without a battery.
+
+    Drivers choose the names (BAT0, macsmc-battery, qcom-battmgr-bat; AC, ADP1, ucsi-source-psy-…), so only the types tell. Batteries
+    of wireless mice and gamepads are there, too, with the scope Device.
+    """
+    batteries: list[Path] = []
+    mains, others = set[str](), set[str]()  # 0, or a number for what supplies the machine
+    for supply in sorted(supplies.glob("*")):
+        kind, online = text_of(supply / "type").strip(), text_of(supply / "online").strip()
+        if text_of(supply / "scope").strip() == "Device" or text_of(supply / "present").strip() == "0":
+            continue
+        if kind == "Battery":
+            batteries.append(supply)
+        elif online.isdigit():
+            (mains if kind == "Mains" else others).add(online)
+    if not batteries:
+        return False, None
+    charge = text_of(batteries[0] / "capacity").strip()
+    percent = float(charge) if charge.isdigit() else None
+    states = {text_of(battery / "status").strip() for battery in batteries}
+    # A port of USB that charges a telephone may be called online.
+    if mains - {"0"} or (others - {"0"} and "Discharging" not in states):
+        return False, percent
+    if "Discharging" in states or mains | others:
+        return True, percent
+    return False if states & {"Charging", "Full"} else None, percent
 
 
 def _battery() -> tuple[bool | None, float | None]:
-    if sys.platform == "linux" and not _runs_on_batteries(_SUPPLIES):
-        return False, None
+    if sys.platform == "linux":
+        return linux_battery()
     try:
         battery = psutil.sensors_battery()
     except (AttributeError, OSError, ValueError, psutil.Error):  # odd firmware, or no such sensor

@@ -190,28 +190,68 @@ def test_descendants_are_found():
     assert os.getpid() not in found
 
 
+def supply(kind: str, **files: str) -> dict[str, str]:
+    """The files of one supply."""
+    return {"type": kind, **files}
+
+
+BATTERY = supply("Battery", present="1", capacity="63", scope="System")
+DISCHARGING, CHARGING, KEPT = (BATTERY | {"status": s} for s in ("Discharging", "Charging", "Not charging"))
+MOUSE = supply("Battery", present="1", capacity="80", scope="Device", status="Discharging")
+IN, OUT = {"online": "1"}, {"online": "0"}
+
+
+# In the forms that owners of such machines publish.
 @pytest.mark.parametrize(
-    ("supplies", "own"),
+    ("supplies", "on_battery"),
     [
         ({}, False),
-        ({"AC": ("Mains", "")}, False),
-        ({"hidpp_battery_0": ("Battery", "Device")}, False),
-        ({"BAT0": ("Battery", ""), "hidpp_battery_0": ("Battery", "Device")}, True),
-        ({"macsmc-battery": ("Battery", "System")}, True),
+        ({"AC": supply("Mains", **IN)}, False),
+        ({"hidpp_battery_0": MOUSE}, False),  # a desktop with a wireless mouse
+        ({"ucsi-source-psy-USBC000:001": supply("USB", **OUT)}, False),  # a desktop with USB-C
+        ({"AC": supply("Mains", **OUT), "BAT0": DISCHARGING, "hidpp_battery_0": MOUSE}, True),
+        ({"AC": supply("Mains", **IN), "BAT0": KEPT}, False),  # a limit of charge, as of ThinkPads
+        ({"ADP1": supply("Mains", **IN), "BAT1": DISCHARGING}, False),  # a charger that is too weak
+        (
+            {"ADP1": supply("Mains", **OUT), "BAT0": KEPT, "BAT1": DISCHARGING},
+            True,
+        ),  # two batteries, one after the other
+        (
+            {"ADP1": supply("Mains", **OUT), "BAT0": BATTERY | {"present": "0"}},
+            False,
+        ),  # the battery is taken out
+        ({"hidpp_battery_0": MOUSE, "macsmc-ac": supply("Mains", **IN), "macsmc-battery": KEPT}, False),
+        (
+            {
+                "qcom-battmgr-ac": supply("Mains", **OUT),
+                "qcom-battmgr-bat": DISCHARGING,
+                "qcom-battmgr-usb": supply("USB", **OUT),
+                "qcom-battmgr-wls": supply("Wireless", **OUT),
+            },
+            True,
+        ),
+        (
+            {
+                "qcom-battmgr-ac": supply("Mains", **OUT),
+                "qcom-battmgr-bat": CHARGING,
+                "qcom-battmgr-usb": supply("USB", **IN),
+            },
+            False,
+        ),
+        ({"BAT0": DISCHARGING, "ucsi-source-psy-USBC000:001": supply("USB", **IN)}, True),
+        ({"CMB0": CHARGING}, False),
+        ({"CMB0": DISCHARGING}, True),
+        ({"CMB0": KEPT}, None),
     ],
 )
-def test_the_battery_of_a_mouse_is_none_of_the_machine(tmp_path, monkeypatch, supplies, own):
-    """A desktop with a wireless mouse was on battery for ever, so its daemon never measured."""
-    for name, (kind, scope) in supplies.items():
+def test_what_the_machine_runs_on(tmp_path, supplies, on_battery):
+    """By types, not by names: a Snapdragon laptop was on mains for ever, a desktop with a wireless mouse on battery."""
+    for name, files in supplies.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "type").write_text(f"{kind}\n")
-        if scope:
-            (tmp_path / name / "scope").write_text(f"{scope}\n")
-    mouse = SimpleNamespace(power_plugged=False, percent=80.0)
-    monkeypatch.setattr(readings.psutil, "sensors_battery", lambda: mouse, raising=False)
-    monkeypatch.setattr(readings, "_SUPPLIES", tmp_path)
-    monkeypatch.setattr(readings.sys, "platform", "linux")
-    assert readings._battery() == ((True, 80.0) if own else (False, None))
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(f"{text}\n")
+    own = any(f["type"] == "Battery" and f != MOUSE and f["present"] == "1" for f in supplies.values())
+    assert readings.linux_battery(tmp_path) == (on_battery, 63.0 if own else None)
 
 
 def test_power_is_read_without_a_crash():
