@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
 import time
@@ -23,8 +24,10 @@ __all__ = [
     "available_memory_bytes",
     "descendants",
     "linux_battery",
+    "own_processors",
     "parse_low_power",
     "parse_memory_pressure",
+    "parse_stat",
     "parse_swap_ins",
     "parse_thermal",
     "read",
@@ -67,7 +70,7 @@ class Reading:
     """The machine at one moment; two readings make a `MachineState`.
 
     `at_s` is monotonic, `wall_s` since the epoch; `busy_s` (without stolen time), `steal_s`, `swap_in_bytes` (Linux) and `throttles`
-    (``None`` if not counted) count since the system started. `self_s` and `reaped_s` are the processor time of this process and of its
+    (``None`` if not counted) count since the system started; busy and stolen time are those of the `cores` that we may use. `self_s` and `reaped_s` are the processor time of this process and of its
     ended children, `processes` our other processes by pid.
     """
 
@@ -96,7 +99,7 @@ def read(pids: Iterable[int], power: Power) -> Reading:
         wall_s=wall_s,
         busy_s=busy_s,
         steal_s=steal_s,
-        cores=psutil.cpu_count() or 1,
+        cores=len(_own_processors() or ()) or psutil.cpu_count() or 1,
         self_s=own.user + own.system,
         reaped_s=own.children_user + own.children_system,
         processes=processes,
@@ -207,12 +210,44 @@ def _this_process() -> psutil.Process:
 
 
 def _system_times() -> tuple[float, float]:
+    if (own := _own_processors()) is not None:
+        return parse_stat(text_of("/proc/stat"), own, os.sysconf("SC_CLK_TCK"))
     times = psutil.cpu_times()
     busy = times.user + times.system
     # Linux counts guests in user already; macOS has neither interrupts nor steal.
     for name in ("nice", "irq", "softirq"):
         busy += getattr(times, name, 0.0)
     return busy, getattr(times, "steal", 0.0)
+
+
+# A line of one processor: user, nice, system, idle, iowait, irq, softirq, steal, each in ticks.
+_STAT_LINE = re.compile(r"^cpu(\d+)((?: \d+){8})", re.MULTILINE)
+
+
+def parse_stat(text: str, processors: frozenset[int], ticks_per_s: int) -> tuple[float, float]:
+    """Seconds that these processors were busy, and that were stolen from them, in ``/proc/stat``."""
+    busy = stolen = 0
+    for number, fields in _STAT_LINE.findall(text):
+        if int(number) in processors:
+            user, nice, system, _, _, irq, softirq, steal = map(int, fields.split())
+            busy += user + nice + system + irq + softirq
+            stolen += steal
+    return busy / ticks_per_s, stolen / ticks_per_s
+
+
+def own_processors(may_use: Iterable[int], stat: str) -> frozenset[int] | None:
+    """The processors that this process may use, by ``/proc/stat``; ``None`` if these are all, or if their numbers are others (lxcfs)."""
+    own = frozenset(may_use)
+    listed = {int(number) for number, _ in _STAT_LINE.findall(stat)}
+    return own if own < listed else None
+
+
+@functools.cache
+def _own_processors() -> frozenset[int] | None:
+    """A container, a batch job or `taskset` may leave a part of the machine to us: others on the rest do not disturb us there."""
+    if sys.platform != "linux":
+        return None
+    return own_processors(os.sched_getaffinity(0), text_of("/proc/stat"))
 
 
 def _process_time(pid: int) -> ProcessTime | None:

@@ -174,6 +174,38 @@ def test_the_clock_of_the_system_goes_on():
     assert last.memory_available_bytes > 0
 
 
+STAT = """\
+cpu  400 40 80 9000 10 4 8 12 0 0
+cpu0 100 10 20 2000 5 1 2 3 0 0
+cpu1 100 10 20 2000 5 1 2 3 0 0
+cpu10 200 20 40 5000 0 2 4 6 0 0
+intr 12345 0 9
+ctxt 678
+"""
+
+
+def test_only_the_processors_that_we_may_use_count():
+    """A container or a batch job with a part of a busy machine was disturbed for ever by those on the rest of it."""
+    own = readings.own_processors([1, 10], STAT)
+    assert own == {1, 10}
+    assert readings.parse_stat(STAT, own, 100) == (pytest.approx(3.99), pytest.approx(0.09))
+    assert readings.own_processors([0, 1, 10], STAT) is None
+    assert readings.own_processors([40, 41], STAT) is None  # lxcfs numbers its own from 0
+    assert readings.own_processors([0], "") is None
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the time of each processor")
+def test_a_reading_of_a_part_of_the_machine():
+    """On the real files, in a process that may use one processor only."""
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        " from autospec.hardware import readings; r = readings.read((), readings.Power()); print(r.cores, r.busy_s > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 True\n"
+
+
 def test_a_process_that_ended_is_left_out():
     """A server may die at any moment."""
     with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
