@@ -1,9 +1,9 @@
 """When a person last used a keyboard, mouse or touchpad of this machine (`UserInput`).
 
-macOS tells the time. Linux tells it to nobody but the desktop, and of the desktops only GNOME passes it on: KDE, Sway and Hyprland leave
-logind's IdleHint at "no", and reading a device changes no access time. But the kernel counts what its drivers receive, and every user
-may read these counters: ``urbnum`` of a USB device, and the interrupts of PS/2 (i8042) and I2C. One that has moved since the previous
-look is an input.
+macOS tells the time, and so does GNOME. Otherwise Linux tells it to nobody: KDE, Sway and Hyprland leave logind's IdleHint at "no", and
+reading a device changes no access time. But the kernel counts what its drivers receive, and every user may read these counters:
+``urbnum`` of a USB device, and the interrupts of PS/2 (i8042) and I2C. One that has moved since the previous look is an input. The
+compositors of Wayland tell whether there was one (`autospec.hardware.wayland`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autospec.hardware.identity import output_of, text_of
+from autospec.hardware.wayland import IdleNotice
 
 __all__ = [
     "InputCounts",
@@ -66,12 +67,12 @@ class InputCounts:
 
 
 class UserInput:
-    """Call it to learn when the last input was. It compares counters with those of the previous call.
+    """Call it to learn when the last input was. Most of what it reads tells only whether there was one since the previous call.
 
     Args:
         clock: Seconds, monotonic.
-        used_s: An input at this time is assumed, so that a machine whose counters stand still is idle since then. With ``None`` such
-            a machine tells nothing before a counter moves.
+        used_s: An input at this time is assumed, so that a machine which nobody uses is idle since then. With ``None`` such a machine
+            tells nothing before the first input.
         root: Where /proc, /sys and /dev are.
     """
 
@@ -85,6 +86,7 @@ class UserInput:
         self._used_s = used_s
         self._root = root
         self._before: InputCounts | None = None
+        self._notice = IdleNotice(_runtime_dir(root))
         self._ask_from_s = -float("inf")
 
     def __call__(self) -> LastInput:
@@ -92,17 +94,19 @@ class UserInput:
         if sys.platform == "darwin":
             return LastInput(parse_hid_idle(output_of("ioreg", "-c", "IOHIDSystem", "-d", "4")))
         now_s, counts = self._clock(), count_input(self._root)
-        if self._before is not None and counts.moved_since(self._before):
+        noticed = self._notice.used(now_s)
+        if noticed or (self._before is not None and counts.moved_since(self._before)):
             self._used_s = now_s
         self._before = counts
-        counted = now_s - self._used_s if counts.by_counter and self._used_s is not None else None
-        desktop = self._desktop_idle_s(now_s)
-        found = (counted, desktop, terminal_idle_s(_terminals(self._root), time.time()))
+        is_watched = bool(counts.by_counter) or noticed is not None
+        watched = now_s - self._used_s if is_watched and self._used_s is not None else None
+        gnome = self._gnome_idle_s(now_s)
+        found = (watched, gnome, terminal_idle_s(_terminals(self._root), time.time()))
         idle_s = min((idle for idle in found if idle is not None), default=None)
-        return LastInput(idle_s, counts.unseen if desktop is None else "")
+        return LastInput(idle_s, counts.unseen if gnome is None and noticed is None else "")
 
-    def _desktop_idle_s(self, now_s: float) -> float | None:
-        """GNOME's answer, which knows Bluetooth, too. A service that started before the login has no variable of the display."""
+    def _gnome_idle_s(self, now_s: float) -> float | None:
+        """GNOME's answer. A service that started before the login has no variable of the display."""
         bus = _session_bus(self._root)
         if not bus or now_s < self._ask_from_s:
             return None
@@ -204,11 +208,15 @@ def _i2c_client(device: Path) -> str:
     return next((name for folder in device.parents if (name := text_of(folder / "name").strip())), "")
 
 
+def _runtime_dir(root: Path) -> Path:
+    return root / f"run/user/{os.getuid()}"
+
+
 def _session_bus(root: Path) -> str:
     """The address of the user's message bus; empty if there is none."""
     if address := os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
         return address
-    socket = root / f"run/user/{os.getuid()}/bus"
+    socket = _runtime_dir(root) / "bus"
     return f"unix:path={socket}" if socket.is_socket() else ""
 
 

@@ -263,6 +263,20 @@ def test_gnome_is_asked_where_there_is_a_bus(machine: Machine, monkeypatch: pyte
         assert last_input() == LastInput(7.5)
 
 
+def test_what_a_compositor_tells_counts_as_well(machine: Machine):
+    """Bluetooth's keyboards have no counter, and KDE and Sway see them: then no device is unseen."""
+    machine.add(UHID, "MX Keys", KEYBOARD, "0005")
+    clock, told = SetClock(), iter([None, False, False, True, False])
+    last_input = UserInput(clock, used_s=clock.now_s, root=machine.root)
+    last_input._notice.used = lambda _: next(told)  # type: ignore[method-assign]
+    found = []
+    for _ in range(5):
+        found.append(last_input())
+        clock.now_s += 60.0
+    unknown = LastInput(None, "MX Keys")
+    assert found == [unknown, LastInput(60.0), LastInput(120.0), LastInput(0.0), LastInput(60.0)]
+
+
 def test_this_machine_is_read():
     """The real thing, whatever it has; a look must not disturb a measurement."""
     count_input()
