@@ -174,15 +174,18 @@ def glance(settings: Settings, other_load: float | None) -> RunDecision:
         settings: The user's.
         other_load: Cores that other programs use; measuring it takes time that the caller has spent.
     """
+    from contextlib import closing
     from dataclasses import replace
 
     from autospec.daemon.policy import decide, policy_of
     from autospec.daemon.probes import Probes
     from autospec.daemon.work import Clock, Memory
+    from autospec.hardware.user_input import UserInput
 
     clock = Clock()
     spent_s = Memory.load(settings.state_dir / "daemon.json").spent_today_s(clock.today())
-    signals = Probes(clock).read(_traffic(settings), spent_s)
+    with closing(UserInput(clock.monotonic)) as last_input:
+        signals = Probes(clock, last_input).read(_traffic(settings), spent_s)
     return decide(replace(signals, other_load=other_load), policy_of(settings))
 
 

@@ -105,6 +105,10 @@ class UserInput:
         idle_s = min((idle for idle in found if idle is not None), default=None)
         return LastInput(idle_s, counts.unseen if gnome is None and noticed is None else "")
 
+    def close(self) -> None:
+        """Leave the compositor."""
+        self._notice.close()
+
     def _gnome_idle_s(self, now_s: float) -> float | None:
         """GNOME's answer. A service that started before the login has no variable of the display."""
         bus = _session_bus(self._root)
