@@ -9,6 +9,7 @@ compositors of Wayland tell whether there was one (`autospec.hardware.wayland`).
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import sys
@@ -37,8 +38,9 @@ _BTN_LEFT, _BTN_TOUCH = 1 << 0x110, 1 << 0x14A
 _WORD_BITS = sys.maxsize.bit_length() + 1
 # bInterfaceClass of HID, of firmware updates, and of the maker's own. A device that also plays sound or reads cards counts that, too.
 _COUNTS_INPUT = frozenset({"03", "fe", "ff"})
-# A mouse that a lorry shakes, and the battery report of a wireless keyboard, are no input. One key makes two: pressed, released.
-_NOISE = 2
+# A mouse that a lorry shakes, a wireless keyboard that reports its battery, and a desktop that asks for it twice a minute are no input.
+# One key makes two: pressed, released. After a long time without a look, the safe answer is an input.
+_NOISE, _NOISE_PER_S, _NOISE_AT_MOST = 2.0, 0.1, 6.0
 # Where no desktop answered, one may have started after this time.
 _ASK_AGAIN_S = 60.0
 
@@ -58,10 +60,11 @@ class InputCounts:
     by_counter: Mapping[str, int]
     unseen: str = ""
 
-    def moved_since(self, before: InputCounts) -> bool:
+    def moved_since(self, before: InputCounts, passed_s: float) -> bool:
         """Whether somebody used or plugged in a device between two looks."""
+        noise = min(max(_NOISE, _NOISE_PER_S * passed_s), _NOISE_AT_MOST)
         return any(
-            abs(count - before.by_counter.get(name, count + _NOISE + 1)) > _NOISE
+            abs(count - before.by_counter.get(name, math.inf)) > noise
             for name, count in self.by_counter.items()
         )
 
@@ -86,6 +89,7 @@ class UserInput:
         self._used_s = used_s
         self._root = root
         self._before: InputCounts | None = None
+        self._looked_s = clock()
         self._notice = IdleNotice(_runtime_dir(root))
         self._ask_from_s = -float("inf")
 
@@ -95,7 +99,8 @@ class UserInput:
             return LastInput(parse_hid_idle(output_of("ioreg", "-c", "IOHIDSystem", "-d", "4")))
         now_s, counts = self._clock(), count_input(self._root)
         noticed = self._notice.used(now_s)
-        if noticed or (self._before is not None and counts.moved_since(self._before)):
+        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        if noticed or (self._before is not None and counts.moved_since(self._before, passed_s)):
             self._used_s = now_s
         self._before = counts
         is_watched = bool(counts.by_counter) or noticed is not None

@@ -197,16 +197,20 @@ def test_a_counter_that_moved_is_an_input(machine: Machine, used: str):
 
 
 def test_noise_is_no_input(machine: Machine):
-    """Wireless devices report their battery, and a mouse on a shaken table a step; the daemon would wait anew each time."""
+    """Desktops ask for the battery of wireless devices, and a mouse on a shaken table moves; the daemon would wait for ever."""
     machine.laptop()
     clock = SetClock()
     last_input = UserInput(clock, used_s=clock.now_s, root=machine.root)
     last_input()
-    for urbs in (1001, 1003, 1005):
-        clock.now_s += 60.0
+    for passed_s, urbs in ((60.0, 1004), (60.0, 1010), (5.0, 1012)):
+        clock.now_s += passed_s
         machine.usb(RECEIVER, urbs)
         last_input()
-    assert last_input() == LastInput(180.0)
+    assert last_input() == LastInput(125.0)
+    for passed_s, urbs in ((5.0, 1015), (3600.0, 1025)):
+        clock.now_s += passed_s
+        machine.usb(RECEIVER, urbs)
+        assert last_input() == LastInput(0.0)
 
 
 def test_without_a_history_counters_say_nothing(machine: Machine):
