@@ -167,13 +167,15 @@ def proxy_over(
     *,
     rules: Rules | None = None,
     classify: Classify = no_type,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> Iterator[ListeningProxy]:
-    """A running proxy on a free port."""
+    """A running proxy, on a free port unless one is given."""
     context = listen(
         dispatch,
         rules or Rules(),
-        host="127.0.0.1",
-        port=0,
+        host=host,
+        port=port,
         storage=f"sqlite:///{storage}",
         classify=classify,
         grace_s=1.0,
