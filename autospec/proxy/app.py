@@ -35,6 +35,7 @@ from autospec.proxy.request import (
     forced_prompt_type,
     generates,
     has_images,
+    hears,
     parse,
     prompt_size,
     read_body,
@@ -251,7 +252,7 @@ class Proxy:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         document = intake.document
         if document is None or not generates(path):
-            wanted = RouteRequest(model, drafting_off=drafting_off, is_probe=is_probe)
+            wanted = RouteRequest(model, drafting_off=drafting_off, is_probe=is_probe, images=hears(path))
         else:
             wanted = RouteRequest(
                 model,

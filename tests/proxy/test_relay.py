@@ -182,11 +182,27 @@ def test_chunked_and_large_requests_pass(proxy, backend):
     assert [a.body == large for a in backend.asked] == [True, True]
 
 
-def test_form_passes_to_the_model_that_runs(proxy, backend):
-    """The proxy does not read a body that is not JSON."""
-    answer = httpx.post(proxy.base_url + "/v1/audio/transcriptions", files={"file": b"RIFF"}, trust_env=False)
-    assert answer.status_code == 200
-    assert b"RIFF" in backend.asked[0].body
+def test_a_form_passes_unchanged(proxy, backend, dispatch):
+    """To the model that it names, else to one that runs, and to a server that hears."""
+    for data in ({}, {"model": "MAIN", "language": "en"}):
+        answer = httpx.post(
+            proxy.base_url + "/v1/audio/transcriptions", data=data, files={"file": b"RIFF"}, trust_env=False
+        )
+        assert answer.status_code == 200
+        assert b"RIFF" in backend.asked[-1].body
+        assert dispatch.wanted[-1].images
+    assert [wanted.model for wanted in dispatch.wanted] == ["main", "MAIN"]
+
+
+def test_a_form_for_a_model_that_is_not_here_is_refused(proxy, backend):
+    """It was answered by whatever model ran."""
+    data = {"model": "whisper-1"}
+    answer = httpx.post(
+        proxy.base_url + "/v1/audio/transcriptions", data=data, files={"file": b"RIFF"}, trust_env=False
+    )
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert not backend.asked
 
 
 def test_fields_are_added_where_the_lease_needs_them(loop, storage, backend):
