@@ -32,6 +32,7 @@ from autospec.proxy.request import (
     Refused,
     RequestBody,
     check_name,
+    embeds,
     forced_prompt_type,
     generates,
     has_images,
@@ -252,7 +253,13 @@ class Proxy:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         document = intake.document
         if document is None or not generates(path):
-            wanted = RouteRequest(model, drafting_off=drafting_off, is_probe=is_probe, images=hears(path))
+            wanted = RouteRequest(
+                model,
+                drafting_off=drafting_off,
+                is_probe=is_probe,
+                images=hears(path),
+                embeds=embeds(path),
+            )
         else:
             wanted = RouteRequest(
                 model,

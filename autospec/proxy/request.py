@@ -33,6 +33,7 @@ __all__ = [
     "Refused",
     "RequestBody",
     "check_name",
+    "embeds",
     "for_backend",
     "for_client",
     "forced_prompt_type",
@@ -117,6 +118,7 @@ _BEFORE_JSON = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*")
 _GENERATING = frozenset(
     {"/chat/completions", "/completions", "/completion", "/responses", "/messages", "/infill"}
 )
+_EMBEDDING = frozenset({"/embeddings", "/embedding", "/rerank", "/reranking"})
 
 
 class Refused(Exception):  # noqa: N818 - the request is at fault, not the proxy
@@ -170,6 +172,11 @@ class ProxyRequest:
 def generates(path: str) -> bool:
     """True if a POST to this path generates text, so that drafting matters."""
     return path.removeprefix("/v1") in _GENERATING
+
+
+def embeds(path: str) -> bool:
+    """True if a POST to this path asks for embeddings, or for texts to be ranked."""
+    return path.removeprefix("/v1") in _EMBEDDING
 
 
 def hears(path: str) -> bool:

@@ -341,3 +341,13 @@ def test_events_pass_whole_and_unchanged(parts):
         assert passed == b"" or passed.endswith((b"\n\n", b"\r\n\r\n"))
     events = WholeEvents()
     assert b"".join([*map(events.feed, parts), events.rest()]) == b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("path", "embeds"),
+    [("/v1/embeddings", True), ("/rerank", True), ("/tokenize", False), ("/v1/chat/completions", False)],
+)
+def test_the_dispatch_learns_who_asks_for_embeddings(proxy, dispatch, path, embeds):
+    """It knows whether the model's server makes any."""
+    assert ask(proxy, path).status_code == 200
+    assert dispatch.wanted[-1].embeds is embeds
