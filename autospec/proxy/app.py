@@ -94,7 +94,7 @@ def _is_polled(path: str) -> bool:
 class Proxy:
     """Answers requests. Create it in a running event loop, and `close` it.
 
-    `serving` makes a context around every forwarded request, `daemon` returns the daemon's last message (empty without one), and
+    `serving` makes a context around every request that has a server, `daemon` returns the daemon's last message (empty without one), and
     `ask_daemon` asks it something, see `autospec.service.control`.
     """
 
@@ -119,7 +119,6 @@ class Proxy:
         self._daemon = daemon
         self._classify = classify
         self._samples = samples
-        self._serving = serving
         self._started = time.time()
         self._upstream = Upstream()
         self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost, dispatch.status)
@@ -143,6 +142,7 @@ class Proxy:
             left=self._left,
             retried=self._metrics.retried,
             refused=self._metrics.refused,
+            serving=serving,
             keep_credentials=not rules.access.api_key,
             comments=rules.comments,
         )
@@ -227,9 +227,7 @@ class Proxy:
         self.in_flight += 1
         self._awake.begin()
         try:
-            # A probe does not keep a daemon from measuring.
-            with contextlib.nullcontext() if wanted.is_probe else self._serving():
-                return await self._relay.answer(request, wanted, body)
+            return await self._relay.answer(request, wanted, body)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
