@@ -56,10 +56,11 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
     from autospec.service.control import notifier_from
 
     settings = shell.settings
+    tell = shell.say
     if sys.platform == "darwin":
-        from autospec.service.launchd import shorten_log
+        from autospec.service.launchd import kept_short
 
-        shorten_log(settings.log_dir / "daemon.log")
+        tell = kept_short(settings.log_dir / "daemon.log", shell.say)
     notifier = notifier_from()
     # Processes that the daemon starts must not report to its supervisor.
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
@@ -70,13 +71,9 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
         child = ProxyChild(
             proxy_command(shell.config), settings.state_dir, settings.log_dir / "proxy.log", clock
         )
-    daemon = Daemon(
-        settings, shell.config, once=once, proxy=child, notifier=notifier, clock=clock, tell=shell.say
-    )
+    daemon = Daemon(settings, shell.config, once=once, proxy=child, notifier=notifier, clock=clock, tell=tell)
     if not once:
-        shell.say(
-            "The daemon is running. `autospec daemon --status` shows what it does and why. Ctrl-C ends it."
-        )
+        tell("The daemon is running. `autospec daemon --status` shows what it does and why. Ctrl-C ends it.")
     code = daemon.run()
     if shell.json:
         shell.emit(daemon.last_words())
