@@ -10,6 +10,8 @@ import click
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from autospec.daemon.policy import RunDecision
     from autospec.daemon.probes import ClientActivity
     from autospec.settings import Settings
@@ -56,7 +58,7 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
     from autospec.service.control import notifier_from
 
     settings = shell.settings
-    tell = shell.say
+    tell: Callable[[str], None] = shell.say
     if sys.platform == "darwin":
         from autospec.service.launchd import kept_short
 
