@@ -10,6 +10,8 @@ import click
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from autospec.daemon.policy import RunDecision
     from autospec.daemon.probes import ClientActivity
     from autospec.settings import Settings
@@ -58,10 +60,11 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
     from autospec.service.control import notifier_from
 
     settings = shell.settings
+    tell: Callable[[str], None] = shell.say
     if sys.platform == "darwin":
-        from autospec.service.launchd import shorten_log
+        from autospec.service.launchd import kept_short
 
-        shorten_log(settings.log_dir / "daemon.log")
+        tell = kept_short(settings.log_dir / "daemon.log", shell.say)
     notifier = notifier_from()
     # Processes that the daemon starts must not report to its supervisor.
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
@@ -81,13 +84,11 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
         proxy=child,
         notifier=notifier,
         clock=clock,
-        tell=shell.say,
+        tell=tell,
         probes=probes,
     )
     if not once:
-        shell.say(
-            "The daemon is running. `autospec daemon --status` shows what it does and why. Ctrl-C ends it."
-        )
+        tell("The daemon is running. `autospec daemon --status` shows what it does and why. Ctrl-C ends it.")
     code = daemon.run()
     if shell.json:
         shell.emit(daemon.last_words())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import plistlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from autospec.service.definition import (
     pid_in,
 )
 
-__all__ = ["LABEL", "Launchd", "exit_code_for", "fields_of", "shorten_log"]
+__all__ = ["LABEL", "Launchd", "exit_code_for", "fields_of", "kept_short"]
 
 LABEL: Final = "com.autospec.daemon"
 _WRONG_SETTING: Final = UsageError.exit_code
@@ -197,11 +197,23 @@ def exit_code_for(code: int, environ: Mapping[str, str], parent_pid: int) -> int
     return 0 if is_agent and code == _WRONG_SETTING else code
 
 
-def shorten_log(log: Path) -> None:
-    """Empty a log that has grown too long. launchd appends, so it goes on in the emptied file."""
-    with suppress(OSError):
-        if log.stat().st_size > _LOG_LIMIT_BYTES:
-            os.truncate(log, 0)
+def kept_short(log: Path, tell: Callable[[str], None]) -> Callable[[str], None]:
+    """`tell`, which empties the log that it ends in if that has grown too long. This call does so, too.
+
+    launchd appends, so it goes on in the emptied file.
+    """
+
+    def shorten() -> None:
+        with suppress(OSError):
+            if log.stat().st_size > _LOG_LIMIT_BYTES:
+                os.truncate(log, 0)
+
+    def told(sentence: str) -> None:
+        shorten()
+        tell(sentence)
+
+    shorten()  # also for a daemon that fails before it tells anything, and is started again every 30 seconds
+    return told
 
 
 def fields_of(text: str) -> dict[str, str]:

@@ -19,14 +19,14 @@ from typing import Final
 from autospec.catalog.model import Format
 from autospec.cells import Build, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError, OverloadedError
+from autospec.errors import LaunchError, OverloadedError, UsageError
 from autospec.formats import counted
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice, beyond
 from autospec.serving.dispatch import Limit, RouteRequest, WhyOff
 from autospec.serving.instance import InstanceState, ServerInstance, in_thread
 from autospec.serving.launch_options import Backoff, LaunchOptions
-from autospec.serving.model_registry import Engine, ModelRegistry
+from autospec.serving.model_registry import EMBEDDINGS_HINT, Engine, ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import (
     Capacity,
@@ -125,6 +125,7 @@ class Reconciler:
         Raises:
             OverloadedError: The queue is full, or the deadline passed; for a probe, no server runs.
             LaunchError: The model does not start, not even without drafting.
+            UsageError: It asks for embeddings, which no server of the model makes.
         """
         now, model = self._clock(), request.model
         if request.is_probe:
@@ -132,6 +133,11 @@ class Reconciler:
             if (probed := self._lend(replace(request, drafting_off=False))) is not None:
                 return probed
             raise OverloadedError(f"No server of {model} runs now.", "Try again in a moment.")
+        if request.embeds and not self.options.embeds(model):  # before a server is started for it
+            raise UsageError(
+                f"The server of {model} writes text: it makes no embeddings and ranks no texts.",
+                EMBEDDINGS_HINT,
+            )
         hopeless = self._hopeless(request, now)
         # A request that is refused must not make the servers start one for it.
         self.demand.asked(model, now, drafting_off=hopeless is None and self._takes_off_server(request))

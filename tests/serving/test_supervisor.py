@@ -21,10 +21,12 @@ from autospec.errors import (
     OverloadedError,
     SpeculationInactiveError,
     UnknownModelError,
+    UsageError,
 )
 from autospec.recommendations import Status, StoredRecommendation
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.advice import FAILED_LAUNCH
+from autospec.serving.dispatch import RouteRequest
 from autospec.serving.server_pool import LEND_AGAIN_S
 from autospec.settings import load_settings
 from tests.backends.fake_attached import LM_STUDIO, ROUTER, FakeAttached, running
@@ -743,6 +745,23 @@ def test_what_an_attached_server_needs_goes_with_every_request(monkeypatch, page
         assert {key for _, key, _ in server.bodies} == {"Bearer secret"}
 
 
+def test_an_attached_server_is_asked_for_embeddings():
+    """It is its owner's, who may have started it for that."""
+    served = dataclasses.replace(model("served-1b"), path=Path("/models/qwen2.5-7b-instruct.gguf"))
+
+    async def scenario(url):
+        settings = load_settings(overrides={"memory_limit": 64.0})
+        scene, asked = (
+            Scene(Attached(url), models=(served,), settings=settings),
+            RouteRequest("served-1b", embeds=True),
+        )
+        async with scene.opened() as supervisor, await supervisor.lease(asked) as lease:
+            assert lease.base_url == url
+
+    with running(FakeAttached(LM_STUDIO)) as server:
+        run(scenario(server.url))
+
+
 def test_a_cache_that_makes_wrong_text_is_never_served():
     """A backend that cannot leave its prompt cache out is refused: no answer is better than a wrong one."""
 
@@ -923,5 +942,29 @@ def test_a_build_that_changes_while_it_runs_is_served_with_its_own_proof():
                         if after.drafting == OFF:
                             break
                     await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("flags", [(), ("--embeddings", "--pooling", "mean"), ("--reranking",)])
+def test_embeddings_start_a_server_only_if_it_makes_some(flags):
+    """Each part of a document that a client embeds kept a model loaded, only to be told of a flag for a server that it has not."""
+
+    async def scenario():
+        scene = Scene()
+        args = [*scene.settings.server_args, *flags]
+        scene.settings = dataclasses.replace(scene.settings, server_args=tuple(args))
+        async with scene.opened() as supervisor:
+            asked = RouteRequest("alpha", embeds=True)
+            if flags:
+                async with await supervisor.lease(asked) as lease:
+                    assert lease.model == ALPHA.name
+                return
+            with pytest.raises(UsageError, match=r"of alpha-1b writes text.*--embeddings"):
+                await supervisor.lease(asked)
+            with pytest.raises(UnknownModelError, match=r"No model matches text-embedding-3.*--embeddings"):
+                await supervisor.lease(RouteRequest("text-embedding-3-small", embeds=True))
+            assert not scene.backend.asked
+            assert not supervisor.status()["busy"]["requests"]
 
     run(scenario())
