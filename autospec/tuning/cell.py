@@ -20,6 +20,7 @@ from autospec.errors import (
     SuiteError,
     UnsupportedError,
 )
+from autospec.formats import counted
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, TRAFFIC_S, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
@@ -332,6 +333,9 @@ class TuneSession:
         }
         if self.request.again:
             restarted = to_restart({key: history.remeasurement() for key, history in histories.items()})
+            # An unfinished one has no look left for a study with fewer rounds.
+            last = self.request.definition.rule.looks[-1]
+            restarted |= {key for key, history in histories.items() if history.latest_look() > last}
             for cell in cells:
                 if cell.cell.key in restarted:
                     cell.study.begin_again()
@@ -340,7 +344,18 @@ class TuneSession:
 
     def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:
         """The cells without a proof, or with a draft or an arm that no search tried; with `--again`, the unfinished ones."""
-        return [c for c in cells if not c.history.proven or self._reopens(c)]
+        return [c for c in cells if (self._reopens(c) if c.history.proven else self._has_looks(c))]
+
+    def _has_looks(self, cell: CellRun) -> bool:
+        """Whether this study may still decide a cell; tells why not. No study enables before the latest look that was taken."""
+        study, looked = self.request.definition, cell.history.latest_look()
+        if not cell.searched or looked <= study.rule.looks[-1]:
+            return True
+        self.tell(
+            f"{cell.prompt_type}: an earlier study looked at {counted(looked, 'round')} of this proof, and {study.name} ends after "
+            f"{study.rule.looks[-1]}. Run that study, or use --again to measure it again."
+        )
+        return False
 
     def _reopens(self, cell: CellRun) -> bool:
         """Whether a proven cell is measured again; tells the reason either way."""

@@ -479,6 +479,9 @@ class Proof:
         seen = cell.history.last_look(cell.winner)
         if cell.rounds not in rule.looks or cell.rounds < seen:
             # A conclusion between looks would break the error rate.
+            if cell.rounds >= rule.looks[-1]:
+                reason = f"an earlier study looked at {counted(seen, 'round')} of its proof, and this one ends after {cell.rounds}"
+                self._take(cell, replace(decide((), 0), final=True, reason=reason), gives_way=True)
             return
         # Later rounds of an earlier tune belong to later looks, each with its own share of the error rate; and another study
         # may have asked other prompts in a round.

@@ -200,6 +200,11 @@ class CellHistory:
         look = self.looks.get(self.digest(drafting))
         return 0 if look is None else look.rounds
 
+    def latest_look(self) -> int:
+        """Rounds of the latest look at any drafting of the search's choice, or at the one that is served; 0 for none."""
+        draftings = {self.winner, self.runner_up, None if self.served is None else self.served.tried}
+        return max((self.last_look(d) for d in draftings if d is not None), default=0)
+
     def spent(self, drafting: Drafting, rounds: int, pairs: Sequence[Pair]) -> bool:
         """Whether the error rate of a look at these pairs is spent.
 

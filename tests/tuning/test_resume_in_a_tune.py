@@ -417,6 +417,46 @@ def test_a_continued_tune_leaves_out_what_a_newer_version_wrote(request_):
     assert any("does not understand" in told and "measurements" in told for told in progress.told)
 
 
+def with_looks(request: TuneRequest, *looks: int, **changes) -> TuneRequest:
+    """The same with these looks, and nothing given up before the last one."""
+    definition = request.definition
+    rule = replace(definition.rule, looks=looks, worth_proving=0.0, **changes)
+    return replace(request, definition=replace(definition, rule=rule))
+
+
+def looked_at_eight_rounds(request: TuneRequest) -> None:
+    """A tune of a study with 16 rounds that ends in round 9, undecided."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPEED, "draft", 1.02)
+        patch.setattr("autospec.measure.verdict._hopeless", lambda *_: False)
+        interrupted_in_the_proof(with_looks(request, 1, 2, 4, 8, 16), answers=8 * 16 + 2)
+    assert (served(request).status, served(request).evidence["rounds"]) == (Status.PROVISIONAL, 8)
+
+
+def test_a_study_with_fewer_looks_than_were_taken_measures_nothing_and_says_so(request_):
+    """It launched a server each time, looked at nothing, and told the user to run it again."""
+    looked_at_eight_rounds(request_)
+    before, small, progress = served(request_), with_looks(request_, 1, 2, 4), Silent()
+    simulated, after = again(small, progress)
+    assert not simulated.launched
+    assert after == before
+    [told] = [t for t in progress.told if "looked at" in t]
+    assert told == (
+        f"{CODING}: an earlier study looked at 8 rounds of this proof, and quick ends after 4. Run that study, or use --again to "
+        "measure it again."
+    )
+    _, whole = again(with_looks(request_, 1, 2, 4, 8, 16))
+    assert whole.status is Status.PROVEN
+
+
+def test_again_with_a_study_of_fewer_looks_measures_from_the_start(request_):
+    """A re-measurement by a larger study was interrupted: continuing it would leave this one without a look."""
+    looked_at_eight_rounds(replace(request_, again=True))
+    simulated, result = again(replace(with_looks(request_, 1, 2, 4), again=True))
+    assert [text for text in of_draft(simulated) if "prove" in text]
+    assert (result.status, result.verdict) == (Status.PROVEN, Verdict.ENABLE)
+
+
 def live_requests() -> list[Sample]:
     """Thirty of them, with long answers."""
     one = Sample(
