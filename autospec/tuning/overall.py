@@ -255,7 +255,7 @@ def choose(
     rule: Rule = DEFAULT_RULE,
     scatter: LaunchScatter = LaunchScatter(),  # noqa: B008 - a frozen value
     *,
-    looked: Mapping[str, int] | None = None,
+    looked: Mapping[Drafting, int] | None = None,
 ) -> Overall:
     """Choose the best single drafting for a mix, and judge it by the pairs of all types. Pure.
 
@@ -264,7 +264,7 @@ def choose(
         mix: The mix.
         rule: The verdict's rule. Draftings that are measured in all types share its error rate.
         scatter: How much launches on this machine differ.
-        looked: Key of a drafting → rounds of the last look that did not enable it. It is not enabled at that look later.
+        looked: Drafting → rounds of the last look that did not enable it. It is not enabled at that look later.
     """
     here = {kind: known[kind] for kind in mix.shares if kind in known}
     times = _time_shares(mix, here)
@@ -279,7 +279,7 @@ def choose(
         figures = {kind: figure[0] for kind, own in here.items() if (figure := own.ratio(drafting))}
         candidate = Candidate(drafting, _mixed(times, figures), _lacking(mix, here, drafting))
         if drafting in judged:
-            last = (looked or {}).get(drafting.key, 0)
+            last = (looked or {}).get(drafting, 0)
             decision, rounds, look = _look(drafting, here, times, shared, scatter=scatter, looked=last)
             candidate = candidate._replace(decision=decision, rounds=rounds, look=look)
         if fails := sum(len(own.failing.get(drafting, ())) for own in here.values()):
