@@ -38,6 +38,7 @@ from autospec.tuning.resume import (
     note_begin,
     note_failing,
     note_look,
+    note_rival,
     renewing,
     to_restart,
 )
@@ -200,6 +201,15 @@ class CellRun:
         """The prediction for the drafting that the proof is for, as JSON values; ``None`` if there is none."""
         return self.history.predictions[self.winner == self.runner_up]
 
+    @property
+    def contests(self) -> bool:
+        """True if the winner is a rival whose proof an earlier tune began: it is proved beside the proof that stands."""
+        return self.stands is not None and self.winner == self.history.rival
+
+    def note_rival(self, rival: Drafting, *, over: bool) -> None:
+        """Note what is proved beside the enabled winner, see `resume.note_rival`."""
+        self.history = note_rival(self.study, self.history, rival, over=over)
+
     def note_look(self, pairs: Sequence[Pair], *, enabled: bool) -> None:
         """Note that these pairs were looked at after the current rounds, see `resume.note_look`."""
         self.history = note_look(self.study, self.history, self.winner, self.rounds, pairs, enabled=enabled)
@@ -216,7 +226,10 @@ class CellRun:
         requests = history.requests
         if requests is not None:
             requests = requests.followed(space.drafts.identities)
-        self.history = history = replace(history, requests=requests)
+        rival = history.rival
+        if rival is not None and space.arm_of(rival) is None:
+            rival = None
+        self.history = history = replace(history, requests=requests, rival=rival)
         winner, runner_up = history.winner, history.runner_up
         if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
             return
@@ -369,6 +382,8 @@ class TuneSession:
             return not finished
         names = history.opens_for(cell.news, cell.untried, drafts)
         why = history.why_open(names, cell.news, cell.untried, drafts)
+        if not why and (proof := history.served) is not None and self._contests(cell, proof):
+            why = f"the proof of {cell.winner.label} beside it is not finished"
         if not why:
             self.tell(f"{cell.prompt_type}: already proven; use --again to measure it again.")
             return False
@@ -377,6 +392,18 @@ class TuneSession:
             proof = history.served
             cell.stands = proof if proof is not None and self._draft_is_there(proof) else None
         self.tell(f"{cell.prompt_type}: already proven, but {why}.")
+        return True
+
+    def _contests(self, cell: CellRun, proof: Recommendation) -> bool:
+        """Whether the proof of the rival goes on, beside the one that stands; a tune was interrupted in it, or its budget ended."""
+        history, rival = cell.history, cell.history.rival
+        enabled = proof.verdict is Verdict.ENABLE and self._draft_is_there(proof)
+        if rival is None or history.rival_over or rival == proof.tried or not enabled:
+            return False
+        # What the search predicted of another drafting is none of its evidence.
+        named = history.predictions[1] if rival == history.runner_up else None
+        cell.history = replace(history, predictions=(named, None))
+        cell.winner, cell.runner_up, cell.stands = rival, OFF, proof
         return True
 
     def _draft_is_there(self, proof: Recommendation) -> bool:

@@ -31,6 +31,7 @@ from autospec.tuning.space import Space
 
 __all__ = [
     "OPENED",
+    "RIVAL",
     "RUNNER_UP",
     "SEARCHED",
     "UNTRIED",
@@ -98,6 +99,8 @@ def _plain(method: Callable[..., Any], failure: type[Exception], where: str) -> 
 # Names of the notes about a search's result; a new search deletes them.
 WINNER = "winner"
 RUNNER_UP = "runner_up"
+# The drafting that is proved beside an enabled winner.
+RIVAL = "rival"
 # Identities of the drafts that the searches so far could try, and names of those for which a proven cell is measured again.
 SEARCHED = "searched_drafts"
 OPENED = "opened_for"
@@ -249,7 +252,7 @@ class CellStudy:
     def begin_again(self) -> None:
         """Start a new search: earlier trials stay in the study and no longer count."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
-        for key in (WINNER, RUNNER_UP, SEARCHED, OPENED, UNTRIED, PROMPTS):
+        for key in (WINNER, RUNNER_UP, RIVAL, SEARCHED, OPENED, UNTRIED, PROMPTS):
             self.note(key, None)
 
     def tried(self) -> list[Tried]:
