@@ -18,7 +18,6 @@ from autospec.errors import (
     BusyError,
     StoreError,
     SuiteError,
-    UnsupportedError,
 )
 from autospec.formats import counted
 from autospec.measure.asking import Asking
@@ -43,7 +42,7 @@ from autospec.tuning.resume import (
     to_restart,
 )
 from autospec.tuning.space import Space
-from autospec.tuning.study import WINNER, CellStudy, fails_with_any_setting, open_storage
+from autospec.tuning.study import WINNER, CellStudy, open_storage
 
 __all__ = [
     "NOTHING_TO_DRAFT",
@@ -242,7 +241,7 @@ class CellRun:
 
     def reopen(self, error: BackendError) -> None:
         """Have the next tune search again: the winner was predicted without a trial, and its first launch failed."""
-        permanent = fails_with_any_setting(error) or isinstance(error, UnsupportedError)
+        permanent = self.study.is_permanent(self.winner, error)
         with suppress(StoreError):
             self.study.start(self.winner, None).fail(error.message, permanent=permanent)
             self.study.note(WINNER, None)

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,14 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
+from autospec.errors import (
+    BackendError,
+    LaunchError,
+    SpeculationInactiveError,
+    StoreError,
+    UnsupportedError,
+    install_line,
+)
 from autospec.store.database import connect_args, first_use, read_url
 from autospec.store.drafts import DraftFiles
 from autospec.tuning.definition import StudyDefinition
@@ -239,9 +247,20 @@ class CellStudy:
         identity = str(notes.get(f"{key}_draft_id") or "")
         return None if drafting is None else self._space.drafts.today(drafting, identity, at)
 
+    def is_permanent(self, drafting: Drafting, error: BackendError) -> bool:
+        """Whether a drafting with this failure would fail in any other launch, too; not if its draft has vanished: it may come back."""
+        fails = fails_with_any_setting(error) or isinstance(error, UnsupportedError)
+        return fails and not (drafting.draft is not None and self._has_vanished(drafting.draft))
+
+    def _has_vanished(self, draft: str) -> bool:
+        """Whether the file of a draft of this space was there when the tune began, and is gone."""
+        file = self._space.drafts.by_path.get(draft)
+        return file is not None and file.changed_at > 0.0 and not Path(draft).exists()
+
     def note_searched(self, before: Iterable[str]) -> None:
         """Keep the drafts of this space as those that a search could try, besides the identities `before`."""
-        here = {file.identity for file in self._space.drafts.by_path.values()}
+        drafts = self._space.drafts.by_path.items()
+        here = {file.identity for path, file in drafts if not self._has_vanished(path)}
         self.note(SEARCHED, sorted(here.union(before)))
 
     def drafts_tried(self) -> set[str]:

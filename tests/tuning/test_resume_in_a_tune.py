@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting, Mode
+from autospec.errors import LaunchError
 from autospec.measure.measurements import Sample
 from autospec.recommendations import NO_LIMITS, Status, Verdict
 from autospec.store.database import open_store
@@ -299,6 +300,24 @@ def test_a_draft_that_was_replaced_opens_a_proven_cell(request_):
     assert second.evidence.get("draft_id") != first.evidence["draft_id"]
     closed, _ = again(request_)
     assert not closed.launched
+
+
+def test_a_draft_that_vanishes_in_a_tune_is_tried_when_it_is_back(request_):
+    """A disk that was unplugged: the draft counted as tried, and as one that fails in any launch, also with `--again`."""
+    file = request_.models[1].path
+    simulated = backend()
+
+    def launch(drafting: Drafting) -> None:
+        if drafting.draft:
+            file.unlink(missing_ok=True)
+            raise LaunchError("The draft could not be loaded: it is missing.", "", permanent=True)
+
+    simulated.before_launch = launch
+    first = tune(request_, simulated)[CODING]
+    assert first.drafting.is_off
+    file.write_text("draft")
+    _, second = again(request_)
+    assert (second.verdict, Path(second.drafting.draft).stem) == (Verdict.ENABLE, "draft")
 
 
 def test_a_draft_that_is_moved_keeps_its_trials_and_pairs(request_, tmp_path):
