@@ -47,6 +47,8 @@ __all__ = [
 _LEAST_SHARE = 0.01
 # A round of the proof. With fewer prompts of a type, it counts as not measured.
 _LEAST_PROMPTS = 8
+# A round with a smaller part of the largest one's pairs was interrupted, or its budget ended: it belongs to a later look.
+_LEAST_OF_ROUND = 0.75
 _MOST_CANDIDATES = 5
 
 
@@ -160,6 +162,14 @@ class Known:
         # One that off answered once, and failed later, is not among those that it answers.
         asked = {p.off.prompt_id for p in self.pairs.get(drafting, ())} - self.failing.get(OFF, frozenset())
         return self.answered is not None and len(asked) >= self.answered
+
+    def in_whole_rounds(self, drafting: Drafting) -> Known:
+        """The same without the pairs of a drafting's unfinished rounds: to look at them would spend a look on a part of its pairs."""
+        own = self.pairs[drafting]
+        sizes = Counter(p.off.round for p in own)
+        least = _LEAST_OF_ROUND * max(sizes.values())
+        whole = [p for p in own if sizes[p.off.round] >= least]
+        return dataclasses.replace(self, pairs={**self.pairs, drafting: whole})
 
     def proves(self, drafting: Drafting) -> bool:
         """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""
@@ -395,6 +405,7 @@ def _look(
     looked: int,
 ) -> tuple[Decision, int, int]:
     """The decision about a drafting that is measured in every type, the rounds that every type has of it, and the look."""
+    known = {kind: own.in_whole_rounds(drafting) for kind, own in known.items()}
     values, rounds = of_mix(
         {str(kind): own.pairs[drafting] for kind, own in known.items()},
         {str(kind): share for kind, share in time_shares.items()},

@@ -414,6 +414,20 @@ def test_looks_are_gone_when_one_of_their_types_is_measured_from_the_start():
     assert noted_looks([first], again) == []
 
 
+def test_a_part_of_a_round_belongs_to_the_next_look():
+    """An interruption spent the look of its round on these pairs, and the answer took two more rounds."""
+    cells = {k: known(k, DRAFTING, Verdict.UNDECIDED, measured={DRAFTING: 1.3}, rounds=2) for k in (CODING, WRITING)}  # fmt: skip
+    first = {k: [p for p in own.pairs[DRAFTING] if p.off.round == 1] for k, own in cells.items()}
+    second = [p for p in cells[CODING].pairs[DRAFTING] if p.off.round == 2]
+    for part, look in ((5, 1), (7, 2)):
+        interrupted = {
+            CODING: replace(cells[CODING], pairs={DRAFTING: [*first[CODING], *second[:part]]}),
+            WRITING: cells[WRITING],
+        }
+        [candidate] = choose(interrupted, equal(CODING, WRITING)).candidates
+        assert (candidate.look, candidate.rounds) == (look, look)
+
+
 def test_a_mix_is_read_and_refused():
     """Weights above 0, each type once."""
     assert parse_mix("coding=3, chat=1") == {CODING: 3.0, CHAT: 1.0}
