@@ -84,6 +84,7 @@ class OverallProof:
         # Looks of earlier tunes as they are stored, and the rounds of the last look that did not enable a drafting.
         self._noted: list[dict[str, Any]] = []
         self._looked: dict[Drafting, int] | None = None
+        self._kept: dict[Drafting, int] = {}  # those of `_looked` that are stored
 
     def run(self) -> None:
         """Choose, measure what is missing while the budget lasts, and store the answer."""
@@ -93,12 +94,21 @@ class OverallProof:
         if self._can_measure(answer):
             with self._pairing() as pairing:
                 try:
-                    while self._can_measure(answer) and self._measure(answer, pairing):
+                    while self._can_measure(answer):
+                        self._keep_looks(answer)
+                        if not self._measure(answer, pairing):
+                            break
                         answer = self._choose()
                 finally:
                     self._keep_failing(pairing)
             answer = self._choose()  # what fails counts even where there is no pair
         self._save(answer)
+
+    def _keep_looks(self, answer: Overall) -> None:
+        """Store the answer if it has new looks: if the tune is killed while it measures on, no later tune may take them again."""
+        if self._looked != self._kept:
+            self._kept = dict(self._looked or {})
+            self._save(answer)
 
     def _keep_failing(self, pairing: PairedRunner) -> None:
         """Keep the prompts that were found to fail with the types' own recommendations: other mixes are answered from them."""
@@ -139,6 +149,7 @@ class OverallProof:
             earlier = store.overall_answers([self._cell.launch_key])
             self._noted = noted_looks((s.recommendation for s in earlier), known)
             self._looked = earlier_looks(self._noted, known, store.drafts)
+            self._kept = dict(self._looked)
         answer = choose(known, mix, self._rule, scatter, looked=self._looked)
         for c in answer.candidates:
             if c.decision is not None and c.decision.verdict is not Verdict.ENABLE:

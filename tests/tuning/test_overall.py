@@ -680,3 +680,27 @@ def test_a_tune_notes_its_looks_by_the_identity_of_the_draft(request_):  # noqa:
         [look] = [e for e in answer.evidence["looks"] if e["drafting"]["mode"] == "draft-model"]
         assert look["draft_id"] == draft_file(request_.models[1]).identity
         assert (look["protocol"], look["types"]) == (request_.protocol, ["coding", "writing"])
+
+
+def test_looks_are_kept_where_the_tune_is_killed_while_it_measures_on(request_):  # noqa: F811
+    """They were stored at its end alone: rounds between two looks would have been one more look."""
+
+    def speed(drafting: Drafting, text: str) -> float:
+        if drafting.mode is Mode.DRAFT_MODEL:
+            return 1.5 if "coding" in text else (0.9 if "prove" in text else 1.3)
+        return 1.2 if "coding" in text else 1.3
+
+    progress = Silent()
+
+    def interrupt(_server, _text):
+        if any(step.phase == "overall" for step in progress.steps):
+            raise KeyboardInterrupt
+
+    tuning = Tuning(request_, SimulatedBackend(speed, before_answer=interrupt), MACHINE, progress)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run()
+    store = open_store(request_.storage)
+    [answer] = [s.recommendation for s in store.overall_answers()]
+    store.close()
+    [look] = answer.evidence["looks"]
+    assert (look["drafting"]["mode"], look["rounds"]) == ("draft-model", 1)
