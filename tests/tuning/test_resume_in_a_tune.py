@@ -468,6 +468,24 @@ def test_a_study_with_fewer_looks_than_were_taken_measures_nothing_and_says_so(r
     assert whole.status is Status.PROVEN
 
 
+def test_what_a_larger_study_has_enabled_is_served_and_not_checked_by_a_smaller_one(request_, monkeypatch):
+    """Its limits belong to that proof."""
+    looked_at_eight_rounds(request_)
+    store = open_store(request_.storage)
+    [stored] = store.recommendations()
+    r = stored.recommendation
+    enabled = replace(r, verdict=Verdict.ENABLE, status=Status.PROVEN, drafting=r.tried)
+    store.save_recommendation(enabled, stored.hardware, stored.cell_key)
+    store.close()
+    checked: list[object] = []
+    monkeypatch.setattr(LimitChecks, "run", lambda _, subjects: checked.extend(subjects))
+    small = with_looks(request_, 1, 2, 4)
+    definition = replace(small.definition, limits=LimitsDefinition(check=True))
+    simulated, after = again(replace(small, definition=definition))
+    assert (simulated.launched, checked) == ([], [])
+    assert after == enabled
+
+
 def test_again_with_a_study_of_fewer_looks_measures_from_the_start(request_):
     """A re-measurement by a larger study was interrupted: continuing it would leave this one without a look."""
     looked_at_eight_rounds(replace(request_, again=True))
