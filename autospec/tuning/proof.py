@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from autospec.cells import Aim
@@ -376,7 +375,7 @@ class Proof:
         if not budget.allows(reading_s + round_s):
             return None
         try:
-            ahead = predictions.ahead(cell, partial(self._pairs_of, key))
+            ahead = predictions.ahead(cell)
         except BackendError as error:
             self._context.progress.tell(f"{cell.prompt_type}: {rival.label} is not proved. {error.message}")
             return None
@@ -399,17 +398,12 @@ class Proof:
         own = space.arm_of(cell.winner)
         free = [d for d in space.grid() if d.mode.draft_free and predictable(d) and space.arm_of(d) != own]
         try:
-            found = predictions.free_rival(cell, free, partial(self._pairs_of, key))
+            found = predictions.free_rival(cell, free)
         except BackendError:
             return None  # the next request to this server says why
         if found is None or pairing.gave_up(key, found[1]) or pairing.failing(key, found[1]):
             return None
         return found
-
-    def _pairs_of(self, key: str, drafting: Drafting) -> list[Pair]:
-        """A drafting's counted pairs of one cell."""
-        phases = (Phase.SEARCH, Phase.PROVE)
-        return [pair for phase in phases for pair in self._context.pairing.known(key, drafting, phase)]
 
     def _end_contest(self, cell: CellRun, stored: Callable[[CellRun], Recommendation | None]) -> None:
         """Continue with the drafting that is served: the first one, unless a better proof of the other was stored."""
