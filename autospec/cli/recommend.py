@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from autospec.cells import PromptType
-    from autospec.recommendations import Recommendation
+    from autospec.recommendations import Recommendation, StoredRecommendation
     from autospec.report.selection import Selection
     from autospec.settings import Settings
 
@@ -98,7 +98,7 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
     overall = read_overall(shell.settings.storage, shell.warn)
     selection = select(known, identify(), Question(**question), overall)
     if weights is not None:
-        selection = _mixed(shell, selection, weights, one_server=form in _WORDS)
+        selection = _mixed(shell, selection, weights, overall, one_server=form in _WORDS)
     if form == "json" or (shell.json and form == "table"):
         shell.emit(selection.document())
     elif form == "table":
@@ -112,9 +112,14 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
 
 
 def _mixed(
-    shell: Shell, selection: Selection, weights: dict[PromptType, float], *, one_server: bool
+    shell: Shell,
+    selection: Selection,
+    weights: dict[PromptType, float],
+    answers: Sequence[StoredRecommendation],
+    *,
+    one_server: bool,
 ) -> Selection:
-    """The selection with the overall answers for a mix of the user's, found from the stored pairs.
+    """The selection with the overall answers for a mix of the user's, found from the stored pairs; `answers` are all that are stored.
 
     Raises:
         NothingKnownError: There is none, and the words for `one_server` are asked for.
@@ -127,7 +132,9 @@ def _mixed(
     from autospec.tuning.overall_answer import for_mix
 
     with closing(open_store(shell.settings.storage, shell.warn)) as store:
-        found: list[Recommendation] = for_mix(store, selection.stored, selection.overall or (), weights)
+        found: list[Recommendation] = for_mix(
+            store, selection.stored, [s.recommendation for s in answers], weights
+        )
     answered = {(r.model, r.backend) for r in found}
     types = " ".join(f"-t {kind}" for kind in weights)
     for model, backend in sorted({(r.model, r.backend) for r in selection.recommendations} - answered):
