@@ -486,7 +486,7 @@ class ServerInstance:
         if self.state is InstanceState.STOPPING:
             self._stop_server()
             return
-        self.used_at_s = self.ready_at_s = self._clock()
+        self.used_at_s = self.busy_since_s = self.ready_at_s = self._clock()
         self._enter(InstanceState.READY)
 
     def _stop_unused(self) -> None:

@@ -37,7 +37,6 @@ from autospec.serving.plan_inputs import (
     advice_from,
 )
 from autospec.serving.server_pool import (
-    LEND_AGAIN_S,
     MeasuringDaemon,
     RequestQueue,
     ServerLease,
@@ -273,7 +272,8 @@ class Reconciler:
             self.memory_bytes,
             self._waiting(now),
             now_s=now,
-            patience_s=min(LEND_AGAIN_S, self.queue.deadline_s / 2),
+            deadline_s=self.queue.deadline_s,
+            at_once={name for name in kept if self._drafts_against_the_users_will(name)},
         )
         self.pool.drain(actions)
         # Where two servers do not fit, none runs between the old one and the new one.
@@ -292,25 +292,36 @@ class Reconciler:
                 )
         self.queue.serve(self._lend)
 
-    def _waiting(self, now_s: float) -> dict[str, Waiting]:
-        """The queue by model."""
-        found: dict[str, Waiting] = {}
+    def _waiting(self, now_s: float) -> dict[str, list[Waiting]]:
+        """The queue by model, and by the servers that can answer."""
+        longest_s: dict[tuple[str, frozenset[int]], float] = {}
         for waiting in self.queue:
-            model, waited_s = waiting.request.model, now_s - waiting.since_s
-            before = found.get(model, Waiting(0.0))
-            for_another = before.for_another or self._waits_for_another(waiting.request)
-            found[model] = Waiting(max(before.longest_s, waited_s), for_another)
+            key = waiting.request.model, self._able_to_answer(waiting.request)
+            longest_s[key] = max(longest_s.get(key, 0.0), now_s - waiting.since_s)
+        found: dict[str, list[Waiting]] = {}
+        for (model, able), waited_s in longest_s.items():
+            found.setdefault(model, []).append(Waiting(waited_s, able))
         return found
 
-    def _waits_for_another(self, request: RouteRequest) -> bool:
-        """True if no server that the model has or starts now can answer a request."""
+    def _able_to_answer(self, request: RouteRequest) -> frozenset[int]:
+        """Numbers of the servers that can answer a request, now or when they have started. One that starts may turn out to see."""
         states = (InstanceState.STARTING, InstanceState.READY, InstanceState.DRAINING)
         there = [launch for launch in self.pool.of(request.model) if launch.state in states]
-        if not there or any(launch.drafting.is_off for launch in there):
+        if self._takes_off_server(request):
+            there = [launch for launch in there if launch.drafting.is_off]
+        elif request.images and self.options.takes_images(request.model):
+            there = [
+                launch
+                for launch in there
+                if launch.takes_images or launch.drafting.is_off or launch.state is InstanceState.STARTING
+            ]
+        return frozenset(launch.number for launch in there)
+
+    def _drafts_against_the_users_will(self, name: str) -> bool:
+        """True if a model's servers draft although that is switched off."""
+        if not self.options.of(name).switched_off or self.options.served(name)[1].per_request:
             return False
-        sees = request.images and self.options.takes_images(request.model)
-        blind = all(la.state is not InstanceState.STARTING and not la.takes_images for la in there)
-        return self._takes_off_server(request) or (sees and blind)
+        return any(not (launch.drafting.is_off or launch.state.over) for launch in self.pool.of(name))
 
     def _demands(self, now_s: float) -> list[ModelDemand]:
         demands = []
@@ -326,7 +337,8 @@ class Reconciler:
                     tokens_per_s=self.demand.traffic.tokens_per_s(name, now_s),
                     beyond_per_s=self.demand.beyond_per_s(name, now_s),
                     why_off=self.options.of(name).why_off,
-                    running=self.pool.live(name),
+                    # Where requests choose the drafting, a server that drains is the same as a new one with its draft model.
+                    running=self.pool.live(name, draining=engine.per_request),
                     in_use=bool(waiting) or leases > 0 or name in self._restarting,
                     waiting_s=max((now_s - w.since_s for w in waiting), default=0.0),
                     per_request=engine.per_request,
@@ -488,7 +500,8 @@ class Reconciler:
         seeing = [launch for launch in lendable if launch.takes_images]
         if not seeing and any(launch.drafting.is_off for launch in lendable):
             return lendable  # no server of this model can see, and each says so itself
-        if lendable and not seeing:
+        draining = [la for la in self.pool.of(request.model) if la.state is InstanceState.DRAINING]
+        if not seeing and (lendable or (draining and not self.pool.live(request.model))):
             # This build drafts without a projector only: the server without drafting has it.
             now = self._clock()
             if self._hopeless(request, now) is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,6 @@ from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 
 __all__ = [
-    "LEND_AGAIN_S",
     "MeasuringDaemon",
     "PoolActions",
     "RequestQueue",
@@ -50,32 +50,33 @@ class PoolActions:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The requests for one model that wait.
+    """Requests for one model that wait, and that the same servers can answer.
 
     Attributes:
         longest_s: How long the oldest one has waited.
-        for_another: True if one of them can be answered by none of the servers that the model has or starts now.
+        able: Numbers of the model's servers that can answer them: of those that are ready, and of those that start or drain.
     """
 
     longest_s: float
-    for_another: bool = False
+    able: frozenset[int] = frozenset()
 
 
 # A server that is only to be replaced by a better one, beside which that one does not fit, is drained when no request is on it; if there is
 # no such moment for `_BUSY_S`, between two requests. New ones wait for its last answers meanwhile, but not longer than this: some answers
 # take ten minutes, and clients and `queue_deadline` give up after five.
 _BUSY_S: Final = 600.0
-LEND_AGAIN_S: Final = 60.0
+_LEND_AGAIN_S: Final = 60.0
 
 
 def next_actions(
     servers: Sequence[ServerInstance],
     kept: Mapping[str, Sequence[LaunchEstimate]],
     limit_bytes: int,
-    waiting: Mapping[str, Waiting] = MappingProxyType({}),
+    waiting: Mapping[str, Sequence[Waiting]] = MappingProxyType({}),
     *,
     now_s: float = 0.0,
-    patience_s: float = LEND_AGAIN_S,
+    deadline_s: float = math.inf,
+    at_once: Container[str] = (),
 ) -> PoolActions:
     """What to do now so that `kept` runs (by model, the most important first). Pure, without memory of earlier calls.
 
@@ -83,24 +84,40 @@ def next_actions(
     model's servers are ready; a server whose build or file was replaced is replaced like that, too. If it does not fit, unwanted
     servers are drained first, and requests wait. A server larger than the limit still starts, alone.
 
-    Where the model has a server that can answer, the new one is only better. The old one then stays until no request is on it, for
-    `_BUSY_S` at most: its longest answer may take longer than new requests wait. If it is drained, and a request has waited for
-    `patience_s`, it is lent again. It is lent again at once if it is kept after all.
+    Where all requests of the model can be answered, the new server is only better, unless the model is in `at_once`. The old one then
+    stays until no request is on it, for `_BUSY_S` at most: its longest answer may take longer than new requests wait. If it is drained
+    and a request has waited for `_LEND_AGAIN_S`, it is lent again; or for half of `deadline_s`, if that is shorter, or if another
+    request needs the new server. It is lent again without delay if it is kept after all.
     """
     unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
     holding = _footprints(servers)
     start: list[tuple[str, LaunchEstimate]] = []
     drain: list[int] = []
-    again = _lent_again(servers, kept, waiting, patience_s)
-    for model, wanted in kept.items():
+    again = _lent_again(servers, kept, waiting, deadline_s, at_once)
+    answering = {server.number for server in servers if server.state.live} | set(again)
+    awaited = frozenset[int]().union(*(asked.able for groups in waiting.values() for asked in groups))
+    # Models without a server first: a better one must not take the room in which another model's old server was.
+    have = {server.model for server in servers if server.number in answering}
+    for model, wanted in sorted(kept.items(), key=lambda entry: entry[0] in have):
         missing = [entry for entry in wanted if not _runs(model, entry.drafting, servers, again=again)]
-        asked = waiting.get(model)
-        answers = any(s.model == model and (s.state.live or s.number in again) for s in servers)
-        can_wait = asked is None or (answers and not asked.for_another)
+        can_wait = model not in at_once and all(asked.able & answering for asked in waiting.get(model, ()))
         for entry in missing:
             if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
-                quiet = [server for server in unwanted if not can_wait or _is_quiet(server, waiting, now_s)]
-                victims, enough = _make_room(servers, quiet, entry, limit_bytes)
+                victims, enough = _make_room(
+                    servers,
+                    [
+                        server
+                        for server in unwanted
+                        if not can_wait
+                        or (
+                            (server.model == model or server.model not in kept)
+                            and _is_quiet(server, awaited, now_s)
+                        )
+                    ],
+                    entry,
+                    limit_bytes,
+                    awaited,
+                )
                 if can_wait and not enough:
                     break
                 # Less important models must not take the memory that is being freed.
@@ -113,34 +130,45 @@ def next_actions(
     return PoolActions(tuple(start), tuple(dict.fromkeys(drain)), again)
 
 
-def _is_quiet(server: ServerInstance, waiting: Mapping[str, Waiting], now_s: float) -> bool:
+def _is_quiet(server: ServerInstance, awaited: Container[int], now_s: float) -> bool:
     """True if no request needs a server while another one starts, or if there was no such moment for `_BUSY_S`."""
-    if server.state is InstanceState.STARTING:
-        return server.model not in waiting
-    return server.leases == 0 or now_s - server.busy_since_s >= _BUSY_S
+    if server.leases == 0:
+        return server.number not in awaited
+    return now_s - server.busy_since_s >= _BUSY_S
 
 
 def _lent_again(
     servers: Sequence[ServerInstance],
     kept: Mapping[str, Sequence[LaunchEstimate]],
-    waiting: Mapping[str, Waiting],
-    patience_s: float,
+    waiting: Mapping[str, Sequence[Waiting]],
+    deadline_s: float,
+    at_once: Container[str],
 ) -> tuple[int, ...]:
     """The draining servers that are kept after all, or for which a request has waited long enough."""
-    needed = {m for m in waiting if any(not _runs(m, entry.drafting, servers) for entry in kept.get(m, ()))}
+    live = {server.number for server in servers if server.state.live}
+    there = live | {server.number for server in servers if server.state is InstanceState.DRAINING}
+    # Models whose requests need a new server, and so the memory of one that drains.
+    needed = {
+        model
+        for model, groups in waiting.items()
+        if not all(asked.able & there for asked in groups)
+        and any(not _runs(model, entry.drafting, servers) for entry in kept.get(model, ()))
+    }
     again: list[int] = []
     for server in servers:
-        if server.state is not InstanceState.DRAINING or server.model not in kept:
+        model = server.model
+        if server.state is not InstanceState.DRAINING or model not in kept or not needed <= {model}:
             continue
-        asked = waiting.get(server.model)
-        waited = asked is not None and not asked.for_another and asked.longest_s >= patience_s
-        alone = not any(s.model == server.model and s.state.live for s in servers)
         if _is_kept(server, kept):
-            wanted = not _runs(server.model, server.drafting, servers, again=again)
-        else:
-            wanted = waited and alone and needed <= {server.model}  # no other model waits for its memory
-        if wanted:
-            again.append(server.number)
+            if not _runs(model, server.drafting, servers, again=again):
+                again.append(server.number)
+        elif model not in at_once:
+            patience_s = deadline_s / 2 if model in needed else min(_LEND_AGAIN_S, deadline_s / 2)
+            if any(
+                server.number in asked.able and not asked.able & live and asked.longest_s >= patience_s
+                for asked in waiting.get(model, ())
+            ):
+                again.append(server.number)
     return tuple(again)
 
 
@@ -149,11 +177,12 @@ def _make_room(
     unwanted: Sequence[ServerInstance],
     entry: LaunchEstimate,
     limit_bytes: int,
+    awaited: Container[int],
 ) -> tuple[list[int], bool]:
     """The fewest unwanted servers to drain, the least useful first, and whether with those that stop already they are enough."""
     staying = [server for server in servers if server.state.live]
     chosen = []
-    for victim in sorted(unwanted, key=lambda server: (server.leases > 0, server.used_at_s)):
+    for victim in sorted(unwanted, key=lambda s: (s.leases > 0, s.number in awaited, s.used_at_s)):
         if MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint]) <= limit_bytes:
             break
         staying.remove(victim)
@@ -206,18 +235,26 @@ _MOST_TIMEOUT_S: Final = 600.0
 
 
 def _serve(
-    engine: Engine, model: Model, drafting: Drafting, settings: LaunchSettings, projector: Path | None
+    engine: Engine,
+    model: Model,
+    drafting: Drafting,
+    settings: LaunchSettings,
+    projector: Path | None,
+    *,
+    needed: Callable[[], bool],
 ) -> Server:
-    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`."""
+    """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`.
+
+    One that is not `needed` any more was ended while it loaded: that says nothing of its projector.
+    """
     # A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
     if projector is not None:
         seeing = replace(settings, args=(*settings.args, "--mmproj", str(projector)))
         try:
-            return _serve(engine, model, drafting, seeing, None)
+            return _serve(engine, model, drafting, seeing, None, needed=needed)
         except (LaunchError, UsageError, UnsupportedError) as error:
-            if isinstance(error, LaunchError) and not _PROJECTOR.search(
-                "\n".join((error.message, *error.log_tail))
-            ):
+            told = "\n".join((error.message, *error.log_tail)) if isinstance(error, LaunchError) else None
+            if not needed() or (told is not None and not _PROJECTOR.search(told)):
                 raise
             _log.warning(
                 "%s is served without %s, with which its server does not start: %s",
@@ -289,9 +326,11 @@ class ServerPool:
         """One model's servers, the oldest first."""
         return [launch for launch in self._launches if launch.model == model]
 
-    def live(self, model: str) -> tuple[Drafting, ...]:
-        """Draftings of one model's servers that are ready or starting and up to date, each once."""
-        current = (la for la in self.of(model) if la.state.live and not la.outdated)
+    def live(self, model: str, *, draining: bool = False) -> tuple[Drafting, ...]:
+        """Draftings of one model's servers that are ready or starting, or `draining`, and up to date, each once."""
+        states = (InstanceState.DRAINING,) if draining else ()
+        found = (la for la in self.of(model) if (la.state.live or la.state in states) and not la.outdated)
+        current = sorted(found, key=lambda la: not la.state.live)
         return tuple(dict.fromkeys(launch.drafting for launch in current))
 
     def lendable(self, model: str) -> list[ServerInstance]:
@@ -328,7 +367,12 @@ class ServerPool:
             entry.drafting,
             entry.footprint,
             lambda started: _serve(
-                engine, model, entry.drafting, replace(settings, started=started), projector
+                engine,
+                model,
+                entry.drafting,
+                replace(settings, started=started),
+                projector,
+                needed=lambda: launch.state is InstanceState.STARTING,
             ),
             changed=self._changed,
             clock=self._clock,

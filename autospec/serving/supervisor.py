@@ -126,12 +126,19 @@ class Supervisor:
             model = await self._find(wanted.model)
             if not (wanted.is_probe or self._reconciler.pool.live(model.name)) and self._may_be_outdated():
                 # Nobody scans while no server runs. A build that was replaced meanwhile would load the model twice.
-                await self._rescanned()
+                try:
+                    await self._rescanned()
+                except OverloadedError:
+                    raise
+                except Exception:  # noqa: BLE001 - logged with its traceback; the model is known
+                    _log.exception("The disk could not be scanned before %s was started.", model.name)
                 model = await self._find(wanted.model)
         except UnknownModelError as error:
             if wanted.embeds:  # the models that are here would not help
                 raise UnknownModelError(error.message, EMBEDDINGS_HINT) from None
             raise
+        if self._closing:  # meanwhile: nobody would serve or end its wait
+            raise _shutting_down()
         return await self._reconciler.lend(
             wanted if wanted.model == model.name else replace(wanted, model=model.name)
         )
@@ -382,6 +389,8 @@ class Supervisor:
             self._scan = self._run(self._rescan())
         scan = self._scan
         if (await asyncio.wait({scan}, timeout=_SCAN_WAIT_S))[0]:
+            if scan.cancelled():
+                raise _shutting_down()
             scan.result()
 
     async def _rescan(self) -> None:

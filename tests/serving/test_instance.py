@@ -185,7 +185,11 @@ def test_how_long_a_server_has_been_busy():
 
     async def scenario():
         watched = Watched()
+        watched.clock.now_s += 250.0  # the load
         launch = await watched.ready()
+        launch.lend()
+        assert launch.busy_since_s == watched.clock.now_s
+        launch.give_back()
         watched.clock.now_s += 100.0
         launch.lend()
         begun_s = watched.clock.now_s

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autospec.drafting import OFF, Drafting
 from autospec.serving.instance import InstanceState
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
-from autospec.serving.server_pool import LEND_AGAIN_S, PoolActions, Waiting, next_actions
+from autospec.serving.server_pool import PoolActions, Waiting, next_actions
 from tests.serving.scene import LOOKUP, LOOKUP_2
 
 WEIGHTS, CACHE = 100, 10
@@ -59,7 +59,7 @@ def test_what_is_missing_is_started():
     actions = next_actions(
         [held(1, "a", state=InstanceState.STARTING)], kept(a=(OFF, LOOKUP), b=(OFF,)), 10_000
     )
-    assert started(actions) == [("a", LOOKUP), ("b", OFF)]
+    assert started(actions) == [("b", OFF), ("a", LOOKUP)]
     assert actions.drain == ()
 
 
@@ -87,6 +87,11 @@ def busy(number: int, model: str, drafting: Drafting = OFF, *, since_s: float = 
     return held(number, model, drafting, **{"leases": 1, "busy_since_s": since_s, **changes})
 
 
+def asked(*able: int, waited_s: float = 1.0) -> list[Waiting]:
+    """Requests that have waited for so long, and the servers that can answer them."""
+    return [Waiting(waited_s, frozenset(able))]
+
+
 def test_a_better_server_waits_for_a_moment_without_requests():
     """Its last answer may take ten minutes; new requests would be refused after five. After ten minutes it is tried."""
     wanted = kept(a=(LOOKUP,))
@@ -95,35 +100,72 @@ def test_a_better_server_waits_for_a_moment_without_requests():
     assert next_actions([busy(1, "a", outdated=True)], kept(a=(OFF,)), 115, now_s=1001.0) == PoolActions()
 
 
+def test_a_better_server_does_not_wait_where_drafting_was_switched_off():
+    """Requests go on being drafted until the server without drafting runs."""
+    drafts, wanted = busy(1, "a", LOOKUP), kept(a=(OFF,))
+    assert next_actions([drafts], wanted, 115, now_s=1001.0, at_once={"a"}) == PoolActions(drain=(1,))
+    draining = dataclasses.replace(drafts, state=InstanceState.DRAINING)
+    waiting = {"a": asked(1, waited_s=90.0)}
+    assert next_actions([draining], wanted, 115, waiting).lend_again == (1,)
+    assert next_actions([draining], wanted, 115, waiting, at_once={"a"}) == PoolActions()
+
+
 def test_a_better_server_that_waits_holds_up_no_other_model():
     """What fits beside the old one starts; and what somebody waits for does not wait for that moment."""
     running, wanted = [busy(1, "a", outdated=True)], kept(a=(OFF,), b=(OFF,))
     large = LaunchEstimate(OFF, MemoryEstimate(CACHE, {"new a": 2 * WEIGHTS}), 1.0)
     larger = {**wanted, "a": (large,)}
     assert started(next_actions(running, larger, 315, now_s=1001.0)) == [("b", OFF)]
-    assert next_actions([held(1, "a", outdated=True)], larger, 315) == PoolActions(drain=(1,))
-    asked = {"b": Waiting(1.0)}
-    assert next_actions(running, wanted, 115, asked, now_s=1001.0) == PoolActions(drain=(1,))
+    assert next_actions([held(1, "a", outdated=True)], larger, 315).drain == (1,)
+    assert next_actions(running, wanted, 115, {"b": asked()}, now_s=1001.0) == PoolActions(drain=(1,))
     assert next_actions(running, wanted, 115, now_s=1001.0) == PoolActions()  # nobody waits for it
+
+
+def test_a_better_server_takes_no_other_models_only_server():
+    """That one may be idle: its next request would wait for the long answers of the first model."""
+    old_a = busy(1, "a", outdated=True, footprint=MemoryEstimate(CACHE, {"old a": WEIGHTS}))
+    wanted = kept(a=(OFF,), b=(OFF,))
+    actions = next_actions([old_a, held(2, "b", outdated=True)], wanted, 220, now_s=1001.0)
+    assert actions == PoolActions(drain=(2,))
+    assert started(next_actions([old_a], wanted, 220, now_s=1001.0)) == [("b", OFF)]
 
 
 def test_a_server_that_is_needed_does_not_wait():
     """A client asks for no drafting, and where two do not fit only the server without it can answer."""
     running, wanted = [busy(1, "a", LOOKUP)], kept(a=(OFF,))
-    asked = {"a": Waiting(1.0, for_another=True)}
-    assert next_actions(running, wanted, 115, asked, now_s=1001.0) == PoolActions(drain=(1,))
+    assert next_actions(running, wanted, 115, {"a": asked()}, now_s=1001.0) == PoolActions(drain=(1,))
 
 
 def test_one_that_still_drains_is_lent_again():
     """Once a request has waited for long, unless that one cannot use it, or another model waits for the memory."""
     running, wanted = [busy(1, "a", state=InstanceState.DRAINING)], kept(a=(LOOKUP,))
-    asked = {"a": Waiting(LEND_AGAIN_S)}
-    assert next_actions(running, wanted, 115, asked) == PoolActions(lend_again=(1,))
-    assert next_actions(running, wanted, 115, {"a": Waiting(59.0)}) == PoolActions()
-    assert next_actions(running, wanted, 115, {"a": Waiting(90.0, for_another=True)}) == PoolActions()
+    waiting = {"a": asked(1, waited_s=60.0)}
+    assert next_actions(running, wanted, 115, waiting) == PoolActions(lend_again=(1,))
+    assert next_actions(running, wanted, 115, waiting, deadline_s=10.0) == PoolActions(lend_again=(1,))
+    assert next_actions(running, wanted, 115, {"a": asked(1, waited_s=59.0)}) == PoolActions()
+    assert next_actions(running, wanted, 115, {"a": asked(waited_s=90.0)}) == PoolActions()
     both = kept(b=(OFF,), a=(LOOKUP,))
-    assert next_actions(running, both, 225, {**asked, "b": Waiting(1.0)}).lend_again == ()
-    assert next_actions(running, kept(b=(OFF,)), 115, asked) == PoolActions()
+    assert next_actions(running, both, 225, {**waiting, "b": asked()}).lend_again == ()
+    assert next_actions(running, kept(b=(OFF,)), 115, waiting) == PoolActions()
+
+
+def test_one_that_another_request_needs_gone_is_lent_again_later():
+    """Both kinds of request wait; neither is refused because of the other as long as answers end within half of the deadline."""
+    running, wanted = [busy(1, "a", LOOKUP, state=InstanceState.DRAINING)], kept(a=(OFF,))
+    both = [*asked(1, waited_s=149.0), *asked(waited_s=200.0)]
+    assert next_actions(running, wanted, 115, {"a": both}, deadline_s=300.0) == PoolActions()
+    both = [*asked(1, waited_s=150.0), *asked(waited_s=201.0)]
+    assert next_actions(running, wanted, 115, {"a": both}, deadline_s=300.0).lend_again == (1,)
+
+
+def test_two_that_drain_for_a_third_are_lent_again():
+    """The third model's client has given up: neither of the two needs the other's memory."""
+    running = [
+        busy(1, "a", state=InstanceState.DRAINING, outdated=True),
+        busy(2, "b", state=InstanceState.DRAINING, outdated=True),
+    ]
+    waiting = {"a": asked(1, waited_s=60.0), "b": asked(2, waited_s=70.0)}
+    assert next_actions(running, kept(a=(OFF,), b=(OFF,)), 220, waiting).lend_again == (1, 2)
 
 
 def test_one_that_is_kept_after_all_is_lent_again():
@@ -137,11 +179,27 @@ def test_one_that_is_kept_after_all_is_lent_again():
     assert next_actions([drains, held(2, "a")], kept(a=(OFF,)), 10_000) == PoolActions()
 
 
+def test_one_that_is_kept_after_all_is_not_lent_again_while_another_model_waits():
+    """The plan changes its choice with each server that drains: both models would be lent again in turn, and the third starve."""
+    running = [busy(1, "a"), busy(2, "c", state=InstanceState.DRAINING)]
+    waiting = {"b": asked(), "c": asked(2, waited_s=5.0)}
+    assert next_actions(running, kept(b=(OFF,), c=(OFF,)), 220, waiting) == PoolActions()
+
+
 def test_a_server_that_loads_for_somebody_is_not_ended_for_a_better_one():
-    """Whoever waits for it would wait for two loads. If nobody waits, it is."""
+    """Whoever waits for it would wait for two loads, also in the moment when it has loaded. If nobody waits, it is."""
     running, wanted = [held(1, "a", state=InstanceState.STARTING)], kept(a=(LOOKUP,))
-    assert next_actions(running, wanted, 115, {"a": Waiting(5.0)}) == PoolActions()
+    assert next_actions(running, wanted, 115, {"a": asked(1)}) == PoolActions()
+    assert next_actions([held(1, "a")], wanted, 115, {"a": asked(1)}) == PoolActions()
     assert next_actions(running, wanted, 115) == PoolActions(drain=(1,))
+
+
+def test_a_server_that_loads_for_somebody_makes_room_last():
+    """An idle one goes before it, even one that was used later."""
+    running = [held(1, "a", LOOKUP, state=InstanceState.STARTING), held(2, "b", LOOKUP)]
+    waiting = {"a": asked(1), "d": asked()}
+    wanted = kept(d=(OFF,), a=(OFF,), b=(OFF,))
+    assert next_actions(running, wanted, 225, waiting) == PoolActions(drain=(2,))
 
 
 def test_a_launch_larger_than_the_limit_runs_alone():
@@ -154,9 +212,12 @@ def test_the_least_useful_makes_room():
     """What nobody uses goes before what is in use, and what was used longest ago before the rest."""
     running = [held(1, "a", LOOKUP, leases=1), held(2, "b", LOOKUP), held(3, "c", LOOKUP)]
     wanted = kept(d=(OFF,), a=(OFF,), b=(OFF,), c=(OFF,))
-    assert next_actions(running, wanted, 340) == PoolActions(drain=(2,))
+    waiting = {"d": asked()}
+    assert next_actions(running, wanted, 340, waiting) == PoolActions(drain=(2,))
     gone = [running[0], held(2, "b", LOOKUP, state=InstanceState.DRAINING), running[2]]
-    assert next_actions(gone, wanted, 340) == PoolActions()  # that is enough; it has to be waited for
+    assert (
+        next_actions(gone, wanted, 340, waiting) == PoolActions()
+    )  # that is enough; it has to be waited for
 
 
 def test_room_that_is_being_made_is_not_taken_by_the_next_model():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from autospec.backends.attached.backend import KEY_VARIABLE, Attached
+from autospec.backends.protocol import LaunchSettings
 from autospec.cells import Aim, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import (
@@ -27,7 +28,8 @@ from autospec.recommendations import Status, StoredRecommendation
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.advice import FAILED_LAUNCH
 from autospec.serving.dispatch import RouteRequest
-from autospec.serving.server_pool import LEND_AGAIN_S
+from autospec.serving.launch_options import LaunchOptions
+from autospec.serving.model_registry import ModelRegistry
 from autospec.settings import load_settings
 from tests.backends.fake_attached import LM_STUDIO, ROUTER, FakeAttached, running
 from tests.serving.scene import (
@@ -39,7 +41,9 @@ from tests.serving.scene import (
     LOOKUP,
     LOOKUP_2,
     MIB,
+    FakeBackend,
     FakeMlx,
+    FakeServer,
     Scene,
     model,
     recommend,
@@ -238,7 +242,7 @@ def test_where_two_do_not_fit_a_long_answer_refuses_nobody():
             await until(lambda: "draining" in states(supervisor).values())
             waiting = asyncio.create_task(supervisor.lease(wanted()))
             await until(lambda: supervisor.status()["queue"]["waiting"] == 1)
-            scene.clock.now_s += LEND_AGAIN_S
+            scene.clock.now_s += 60.0
             async with await waiting as lease:
                 assert (lease.drafting, lease.base_url) == (LOOKUP, old.base_url)
             await until(lambda: supervisor.status()["launches"][0]["leases"] == 1)
@@ -267,6 +271,32 @@ def test_a_load_that_nobody_waits_for_any_more_is_ended():
             async with await waiting as lease:
                 assert lease.model == BETA.name
         assert len(scene.backend.servers) == 1
+
+    run(scenario())
+
+
+def test_a_load_that_is_ended_says_nothing_of_its_projector(monkeypatch):
+    """What the log had until then names the projector; the model is not loaded again without it."""
+
+    class Seeing(FakeBackend):
+        def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> FakeServer:
+            try:
+                return super().launch(model_path, drafting, settings)
+            except LaunchError as error:
+                raise LaunchError(error.message, log_tail=("clip_model_loader: loaded",)) from error
+
+    async def scenario():
+        scene = Scene(backend=Seeing())
+        scene.backend.hold.clear()
+        monkeypatch.setattr(LaunchOptions, "projector", lambda *_: Path("/models/mmproj.gguf"))
+        async with scene.opened() as supervisor:
+            waiting = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: scene.backend.asked)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            await supervisor.unload("alpha")
+            await until(lambda: not states(supervisor))
+            assert len(scene.backend.asked) == 1
 
     run(scenario())
 
@@ -917,6 +947,82 @@ def test_a_build_that_was_replaced_while_no_server_ran_loads_the_model_once():
             assert (scene.scans, len(scene.backend.asked)) == (2, 1)
             for lease in leases:
                 lease.give_back()
+
+    run(scenario())
+
+
+def test_a_model_whose_build_is_replaced_while_it_loads_is_not_loaded_twice_for_one_request():
+    """It is lent before it is replaced, although nobody is on it in the moment when it becomes ready."""
+
+    async def scenario():
+        scene = Scene()
+        scene.limit(400)
+        scene.backend.hold.clear()
+        async with scene.opened() as supervisor:
+            waiting = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: scene.backend.asked)
+            scene.backend.build = dataclasses.replace(BUILD, version="fake-2", fingerprint="other")
+            scene.version += 1
+            await supervisor.refresh()
+            scene.backend.hold.set()
+            async with await waiting as lease:
+                assert lease.build == BUILD.version
+            assert len(scene.backend.asked) == 1
+            await until(lambda: len(scene.backend.servers) == 2)
+
+    run(scenario())
+
+
+def test_a_scan_that_fails_before_a_model_is_loaded_fails_no_request():
+    """The model is known. One that the end of the proxy interrupts is told as that end."""
+
+    async def scenario():
+        scene = Scene()
+        gate = threading.Event()
+
+        def fails() -> ModelRegistry:
+            raise OSError("Too many open files")
+
+        def hangs() -> ModelRegistry:
+            assert gate.wait(DEADLINE_S)
+            return scene._scan_models()
+
+        async with scene.opened() as supervisor:
+            dependencies = supervisor._dependencies
+            supervisor._dependencies = dataclasses.replace(dependencies, registry=fails)
+            scene.clock.now_s += 300.0
+            async with await supervisor.lease(wanted()):
+                pass
+            supervisor._dependencies = dataclasses.replace(dependencies, registry=hangs)
+            scene.clock.now_s += 300.0
+            waiting = asyncio.create_task(supervisor.lease(wanted("beta")))
+            await until(lambda: supervisor._scan is not None)
+            closing = asyncio.create_task(supervisor.close())
+            with pytest.raises(OverloadedError, match="shutting down"):
+                await waiting
+            gate.set()
+            await closing
+
+    run(scenario())
+
+
+def test_mlx_lends_a_server_that_drains_again_for_another_number_of_tokens():
+    """It has the draft model that is needed; the number goes with the request."""
+    few, many = (Drafting(Mode.DRAFT_MODEL, draft=str(BETA.path), n_max=n) for n in (3, 5))
+
+    async def scenario():
+        scene = Scene(backend=FakeMlx(drafts_uncached=False), stored=[recommend(few)])
+        async with scene.opened() as supervisor:
+            old = await supervisor.lease(wanted())
+            scene.learn(recommend(many), recommend(few, PromptType.REASONING))
+            await supervisor.refresh()
+            await supervisor.unload("alpha")
+            await until(lambda: "draining" in states(supervisor).values())
+            started = len(scene.backend.servers)
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.base_url == old.base_url
+            assert len(scene.backend.servers) == started
+            old.give_back()
 
     run(scenario())
 
