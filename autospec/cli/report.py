@@ -89,11 +89,10 @@ def command(
 def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
     from autospec.errors import NothingKnownError
     from autospec.hardware import identify
-    from autospec.report.evidence import Evidence
     from autospec.report.explanation import explain
     from autospec.report.html.findings import Findings, gather
     from autospec.report.selection import Question, select
-    from autospec.report.studies import read_studies
+    from autospec.report.studies import Evidence, read_studies
     from autospec.store.database import open_store
     from autospec.store.reader import read_overall, read_recommendations
     from autospec.tuning.profiling import keeps_state
@@ -244,8 +243,8 @@ def _explain(
     trials: dict[str, tuple[Any, ...]],
     main: Model | None,
 ) -> Explanation:
-    from autospec.report.evidence import evidence_of
     from autospec.report.explanation import explain
+    from autospec.report.studies import evidence_of
 
     found = evidence_of(store, stored, trials.get(stored.cell_key, ()))
     explained = explain(stored.recommendation, found.pairs, found.trials, model=main)
