@@ -24,8 +24,7 @@ from autospec.errors import NothingKnownError, StudyFileError, UsageError
 from autospec.measure.disturbances import Cause, disturbance, lasting
 from autospec.measure.measurements import Measurement, Pair, Phase, Shapes, pair_up
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
-from autospec.store.compatibility import Unread, understood
-from autospec.store.drafts import DraftFile, DraftFiles
+from autospec.store.compatibility import DraftFile, DraftFiles, Unread, understood
 
 if TYPE_CHECKING:
     from autospec.store.database import Store

@@ -24,8 +24,8 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
 from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
+from autospec.store.compatibility import DraftFiles
 from autospec.store.database import connect_args, first_use, read_url
-from autospec.store.drafts import DraftFiles
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 
