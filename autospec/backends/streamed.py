@@ -19,8 +19,14 @@ from typing import Any
 
 import httpx
 
-from autospec.backends.json_http import JsonClient, count_in
-from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in, is_reasoning
+from autospec.backends.openai_http import (
+    JsonClient,
+    count_in,
+    counts_in_timings,
+    counts_in_usage,
+    drafts_in,
+    is_reasoning,
+)
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import NoAnswerError, RequestError

@@ -259,7 +259,7 @@ def server():
 @pytest.fixture
 def client(server, monkeypatch):
     """Its client; `client.end` is how its process ended."""
-    monkeypatch.setattr("autospec.backends.json_http._DEATH_SETTLE_S", 0.1)
+    monkeypatch.setattr("autospec.backends.openai_http._DEATH_SETTLE_S", 0.1)
     ends = []
     made = StreamedClient(
         f"http://127.0.0.1:{server.server_port}",

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from autospec.backends.json_http import JsonClient
+from autospec.backends.openai_http import JsonClient
 from autospec.backends.process import HOST, ServerProcess
 from autospec.backends.server import ChildServer, start_child
 from autospec.backends.token_http import CANDIDATES, TokenReader, reading_routes, serve
