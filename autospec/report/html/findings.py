@@ -14,8 +14,7 @@ from autospec.drafting import Drafting, Mode
 from autospec.formats import bounded
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import DEFAULT_RULE
-from autospec.predict.profile import AnswerProfile, Recording
-from autospec.predict.replay import replay
+from autospec.predict.profile import AnswerProfile, Recording, replay
 from autospec.recommendations import Recommendation, StoredRecommendation, Verdict
 from autospec.report.explanation import Explanation, explain, explain_overall
 from autospec.report.records import Record, recommendations_of
