@@ -162,8 +162,8 @@ LISTED = (
             "backends/test_serving_commands.py::test_embedded",
             "report/test_server_config.py::test_mlx_lm_server_reads_its_command_line",
             "service/test_real_systemd.py",
-            "service/test_systemd.py::test_systemd_finds_nothing_wrong_with_it",
-            "service/test_systemd.py::test_systemd_would_find_a_misspelt_key",
+            "service/test_managers_systemd.py::test_systemd_finds_nothing_wrong_with_it",
+            "service/test_managers_systemd.py::test_systemd_would_find_a_misspelt_key",
         ),
     ),
 )

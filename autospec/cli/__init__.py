@@ -125,7 +125,7 @@ def _for_supervisor(code: int) -> int:
     """The exit code; launchd must not restart an agent with a wrong setting."""
     if not code or "XPC_SERVICE_NAME" not in os.environ:
         return code
-    from autospec.service.launchd import exit_code_for
+    from autospec.service.managers import exit_code_for
 
     return exit_code_for(code, os.environ, os.getppid())
 

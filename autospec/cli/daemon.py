@@ -62,7 +62,7 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
 
     settings = shell.settings
     if sys.platform == "darwin":
-        from autospec.service.launchd import shorten_log
+        from autospec.service.managers import shorten_log
 
         shorten_log(settings.log_dir / "daemon.log")
     notifier = notifier_from()

@@ -33,8 +33,7 @@ from autospec.service.definition import (
     ServiceStatus,
     ServiceStep,
 )
-from autospec.service.launchd import LABEL, Launchd
-from autospec.service.systemd import UNIT, Systemd
+from autospec.service.managers import LABEL, UNIT, Launchd, Systemd
 from autospec.settings import KEYS, Settings, load_settings
 
 __all__ = [
