@@ -1,21 +1,18 @@
-"""What the service runs (`Definition`), and what autospec asks of a supervisor (`ServiceManager`). Pure."""
+"""What the service runs (`Definition`), what its manager is told to do, and what it answers. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 __all__ = [
     "DAEMON_ARGUMENTS",
     "KILL_AFTER_S",
     "STOP_WITHIN_S",
     "Definition",
-    "Runner",
-    "ServiceManager",
     "ServiceOutcome",
     "ServiceState",
     "ServiceStatus",
@@ -109,69 +106,3 @@ class ServiceStatus:
     def to_json(self) -> dict[str, Any]:
         """All fields."""
         return asdict(self)
-
-
-class Runner(Protocol):
-    """Runs a command to its end."""
-
-    def __call__(self, argv: Sequence[str], /) -> ServiceOutcome:
-        """Run it; never raises."""
-
-
-class ServiceManager(Protocol):
-    """A kind of supervisor. It says what to run, and runs nothing."""
-
-    @property
-    def name(self) -> str:
-        """``launchd`` or ``systemd``."""
-
-    @property
-    def file(self) -> Path:
-        """Path of the service's file."""
-
-    @property
-    def settle_s(self) -> float:
-        """Seconds that a daemon must have run to count as up; 0 if the daemon reports that itself."""
-
-    @property
-    def reachable(self) -> tuple[str, ...]:
-        """The command that succeeds if this user has such a supervisor."""
-
-    def unreachable(self, outcome: ServiceOutcome) -> tuple[str, str]:
-        """Why it cannot be used, and a hint."""
-
-    @property
-    def when_refused(self) -> str:
-        """The hint for a step that fails."""
-
-    def render(self, definition: Definition) -> str:
-        """The content of the service's file."""
-
-    def variables(self, text: str) -> dict[str, str]:
-        """The environment variables in such a file, without PATH; empty if it cannot be read."""
-
-    def path(self, text: str) -> str:
-        """PATH in such a file; empty if it cannot be read."""
-
-    @property
-    def questions(self) -> tuple[tuple[str, ...], ...]:
-        """The commands whose answers `read` understands."""
-
-    def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
-        """The status from the answers to `questions`."""
-
-    def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
-        """Load the file and start the service; nothing if it runs and did not change."""
-
-    def to_stop(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
-        """Stop it until the next login or start."""
-
-    def to_unload(self, status: ServiceStatus) -> tuple[ServiceStep, ...]:
-        """Stop it for good; the file is removed afterwards."""
-
-    @property
-    def after_removal(self) -> tuple[ServiceStep, ...]:
-        """The commands to run when the file is gone."""
-
-    def logs(self, definition: Definition, *, lines: int, follow: bool) -> tuple[str, ...]:
-        """The command that prints the log's last lines."""

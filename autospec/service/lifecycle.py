@@ -26,8 +26,6 @@ from autospec.service.definition import (
     DAEMON_ARGUMENTS,
     KILL_AFTER_S,
     Definition,
-    Runner,
-    ServiceManager,
     ServiceOutcome,
     ServiceState,
     ServiceStatus,
@@ -96,9 +94,9 @@ class Service:
 
     def __init__(
         self,
-        supervisor: ServiceManager,
+        supervisor: Launchd | Systemd,
         definition: Definition,
-        run: Runner = run_command,
+        run: Callable[[Sequence[str]], ServiceOutcome] = run_command,
         *,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -427,7 +425,7 @@ def service_path(system: str, home: Path, llama_server: str | None) -> str:
     return os.pathsep.join(dict.fromkeys(folders))
 
 
-def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> ServiceManager:
+def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> Launchd | Systemd:
     if system == "darwin":
         return Launchd(os.getuid(), home, (launchd_dir() / f"{LABEL}.plist").read_bytes())
     if system == "linux":
