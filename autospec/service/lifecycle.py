@@ -22,16 +22,19 @@ import autospec
 from autospec.catalog.folders import places
 from autospec.errors import ServiceError, SettingsError
 from autospec.files import PRIVACY_HINT, launchd_dir, replace_file
-from autospec.service.definition import (
+from autospec.service.managers import (
     DAEMON_ARGUMENTS,
     KILL_AFTER_S,
+    LABEL,
+    UNIT,
     Definition,
+    Launchd,
     ServiceOutcome,
     ServiceState,
     ServiceStatus,
     ServiceStep,
+    Systemd,
 )
-from autospec.service.managers import LABEL, UNIT, Launchd, Systemd
 from autospec.settings import KEYS, Settings, load_settings
 
 __all__ = [

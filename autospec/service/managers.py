@@ -1,4 +1,6 @@
-"""The two managers of services: launchd (an agent of the user's graphical session) and the user's own systemd (a unit).
+"""What the service runs, and how its two managers run it: launchd (an agent of the graphical session), the user's systemd (a unit).
+
+A manager says what to run, and runs nothing.
 
 Sources for launchd: launchd.plist(5) and launchctl(1) of macOS 14. Exit codes of launchctl as people report them: 113 no such service;
 112 and 125 no such domain (over SSH, while nobody is logged in at the screen); 5 also while a service that was just booted
@@ -14,23 +16,120 @@ import plistlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from xml.parsers.expat import ExpatError
 
 from autospec.errors import UsageError
-from autospec.service.definition import (
-    KILL_AFTER_S,
-    Definition,
-    ServiceOutcome,
-    ServiceState,
-    ServiceStatus,
-    ServiceStep,
-    pid_in,
-)
 
-__all__ = ["LABEL", "UNIT", "Launchd", "Systemd", "exit_code_for", "fields_of", "shorten_log"]
+__all__ = [
+    "DAEMON_ARGUMENTS",
+    "KILL_AFTER_S",
+    "LABEL",
+    "STOP_WITHIN_S",
+    "UNIT",
+    "Definition",
+    "Launchd",
+    "ServiceOutcome",
+    "ServiceState",
+    "ServiceStatus",
+    "ServiceStep",
+    "Systemd",
+    "exit_code_for",
+    "fields_of",
+    "pid_in",
+    "shorten_log",
+]
+
+# The arguments of autospec in the service.
+DAEMON_ARGUMENTS: Final = ("daemon", "--proxy")
+# Time for a graceful stop: the daemon finishes requests, discards the running measurement, ends servers (about 2 s each
+# for 1 GB, measured) and writes its state.
+STOP_WITHIN_S: Final = 45
+# When the supervisor kills the daemon; both templates contain it.
+KILL_AFTER_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What the service runs, and how.
+
+    Attributes:
+        program: The whole command line; the program by its absolute path.
+        home: The user's home folder.
+        log: The file for the daemon's output if the supervisor keeps no journal.
+        path: ``PATH`` for the daemon, because supervisors do not read the shell's.
+        variables: More environment, name and value.
+        version: Of autospec; part of the file, so an upgrade changes the file.
+    """
+
+    program: tuple[str, ...]
+    home: Path
+    log: Path
+    path: str
+    variables: tuple[tuple[str, str], ...] = ()
+    version: str = ""
+
+
+def pid_in(text: str) -> int | None:
+    """The process id in a supervisor's output; ``None`` for 0, nothing, or another word."""
+    return (int(text) or None) if re.fullmatch("[0-9]{1,10}", text) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOutcome:
+    """How a command ended: exit code (127: program missing, 124: timed out) and its output."""
+
+    code: int
+    out: str = ""
+    err: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStep:
+    """A command that changes something or waits; `fine` exit codes are success, `again` ones are retried for `patience_s`."""
+
+    argv: tuple[str, ...]
+    fine: frozenset[int] = frozenset({0})
+    again: frozenset[int] = frozenset()
+    patience_s: float = 0.0
+
+
+class ServiceState(StrEnum):
+    """State of a service."""
+
+    ABSENT = "absent"
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """What the supervisor reports.
+
+    Attributes:
+        state: The state.
+        loaded: True if the supervisor knows the service.
+        enabled: False if it would not start at the next login.
+        pid: Of the running daemon.
+        last_exit: How it last ended, in the supervisor's words; empty if it never did.
+    """
+
+    state: ServiceState
+    loaded: bool = False
+    enabled: bool = True
+    pid: int | None = None
+    last_exit: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
 
 LABEL: Final = "com.autospec.daemon"
 _WRONG_SETTING: Final = UsageError.exit_code

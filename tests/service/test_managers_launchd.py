@@ -10,9 +10,17 @@ import pytest
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.lifecycle import Service
-from autospec.service.managers import Launchd, exit_code_for, fields_of, shorten_log
+from autospec.service.managers import (
+    KILL_AFTER_S,
+    STOP_WITHIN_S,
+    Launchd,
+    ServiceOutcome,
+    ServiceState,
+    exit_code_for,
+    fields_of,
+    shorten_log,
+)
 from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, breaking, definition
 from tests.service.launchd_keys import LAUNCHD_SCHEMA
 

@@ -10,9 +10,8 @@ import pytest
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.lifecycle import Service
-from autospec.service.managers import UNIT, Systemd
+from autospec.service.managers import KILL_AFTER_S, STOP_WITHIN_S, UNIT, ServiceOutcome, ServiceState, Systemd
 from tests.service.fakes import Clock, FakeSystemctl, breaking, definition
 
 TEMPLATE = (launchd_dir() / UNIT).read_text(encoding="utf-8")
