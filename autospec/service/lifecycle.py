@@ -125,12 +125,13 @@ class Service:
         text = self._installed_text()
         if text is None:
             return False
-        path = self.supervisor.path(text) or self.definition.path
+        path = self.supervisor.environment(text).get("PATH") or self.definition.path
         return text == self.supervisor.render(replace(self.definition, path=path))
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the installed service, without PATH."""
-        return self.supervisor.variables(self._installed_text() or "")
+        told = self.supervisor.environment(self._installed_text() or "")
+        return {name: value for name, value in told.items() if name != "PATH"}
 
     def state_dir(self) -> Path | None:
         """The state folder of the installed service; ``None`` if it is not installed, or its settings cannot be read."""

@@ -206,22 +206,13 @@ class Launchd:
         head, rest = plistlib.dumps(job, sort_keys=False).decode().split("<plist", 1)
         return f"{head}<!-- Written by autospec {definition.version}: `autospec service` -->\n<plist{rest}"
 
-    def variables(self, text: str) -> dict[str, str]:
-        """The environment in the file's text, without PATH."""
+    def environment(self, text: str) -> dict[str, str]:
+        """The environment variables in the file's text; empty if it cannot be read."""
         try:
             job = plistlib.loads(text.encode())
         except (plistlib.InvalidFileException, ExpatError, ValueError):
             return {}
-        found = job.get("EnvironmentVariables", {})
-        return {name: str(value) for name, value in found.items() if name != "PATH"}
-
-    def path(self, text: str) -> str:
-        """PATH in the file's text; empty if it cannot be read."""
-        try:
-            job = plistlib.loads(text.encode())
-        except (plistlib.InvalidFileException, ExpatError, ValueError):
-            return ""
-        return str(job.get("EnvironmentVariables", {}).get("PATH", ""))
+        return {name: str(value) for name, value in job.get("EnvironmentVariables", {}).items()}
 
     @property
     def questions(self) -> tuple[tuple[str, ...], ...]:
@@ -422,13 +413,13 @@ class Systemd:
         }
         return re.sub(r"@([A-Z]+)@", lambda found: values.get(found[1], found[0]), self.template)
 
-    def variables(self, text: str) -> dict[str, str]:
-        """The environment in the file's text, without PATH."""
-        return {name: value for name, value in _environment(text).items() if name != "PATH"}
-
-    def path(self, text: str) -> str:
-        """PATH in the file's text; empty without one."""
-        return _environment(text).get("PATH", "")
+    def environment(self, text: str) -> dict[str, str]:
+        """The environment variables in the file's text."""
+        found = {}
+        for line in re.findall(r"^Environment=(.*)$", text, re.MULTILINE):
+            name, _, value = _unquoted(line).partition("=")
+            found[name] = value
+        return found
 
     def read(self, answers: Sequence[ServiceOutcome]) -> ServiceStatus:
         """The status from the answers."""
@@ -493,14 +484,6 @@ def _quoted(word: str, *, argument: bool = False) -> str:
     if argument:
         escaped = escaped.replace("$", "$$")
     return escaped if re.fullmatch(r"[A-Za-z0-9_./+:@%=,-]+", escaped) else f'"{escaped}"'
-
-
-def _environment(text: str) -> dict[str, str]:
-    found = {}
-    for line in re.findall(r"^Environment=(.*)$", text, re.MULTILINE):
-        name, _, value = _unquoted(line).partition("=")
-        found[name] = value
-    return found
 
 
 def _unquoted(text: str) -> str:

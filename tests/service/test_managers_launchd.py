@@ -423,10 +423,9 @@ def test_the_environment_in_the_file_can_be_read_again(tmp_path):
         ("GGML_VK_VISIBLE_DEVICES", ""),
         ("LD_LIBRARY_PATH", "/opt/@HOME@/lib & co:$ORIGIN::"),
     )
-    assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
-        variables
-    )
-    assert supervisor.variables("") == supervisor.variables("<plist") == {}
+    written = definition(tmp_path, variables=variables)
+    assert supervisor.environment(supervisor.render(written)) == {"PATH": written.path, **dict(variables)}
+    assert supervisor.environment("") == supervisor.environment("<plist") == {}
 
 
 def test_logs_are_the_end_of_the_file(tmp_path):
