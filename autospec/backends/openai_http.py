@@ -35,7 +35,6 @@ __all__ = [
     "counts_in_usage",
     "drafts_in",
     "is_reasoning",
-    "milliseconds_in",
     "read_completion",
     "request_body",
 ]
@@ -190,7 +189,7 @@ def count_in(told: Any) -> int | None:
     return int(told) if _is_sensible(told) and told == int(told) else None
 
 
-def milliseconds_in(told: Any) -> float | None:
+def _milliseconds_in(told: Any) -> float | None:
     """A time in a server's JSON; ``None`` if it is not a number from 0 to 2^31 - 1."""
     return float(told) if _is_sensible(told) else None
 
@@ -278,8 +277,8 @@ def counts_in_timings(timings: Any) -> TokenCounts | None:
     if not isinstance(timings, dict):
         return None
     prompt_tokens, predicted_tokens = count_in(timings.get("prompt_n")), count_in(timings.get("predicted_n"))
-    prompt_ms = milliseconds_in(timings.get("prompt_ms"))
-    predicted_ms = milliseconds_in(timings.get("predicted_ms"))
+    prompt_ms = _milliseconds_in(timings.get("prompt_ms"))
+    predicted_ms = _milliseconds_in(timings.get("predicted_ms"))
     if prompt_tokens is None or predicted_tokens is None or prompt_ms is None or predicted_ms is None:
         return None
     drafted, accepted = drafts_in(timings, "draft_n", "draft_n_accepted")

@@ -39,7 +39,6 @@ __all__ = [
     "Systemd",
     "exit_code_for",
     "fields_of",
-    "pid_in",
     "shorten_log",
 ]
 
@@ -73,7 +72,7 @@ class Definition:
     version: str = ""
 
 
-def pid_in(text: str) -> int | None:
+def _pid_in(text: str) -> int | None:
     """The process id in a supervisor's output; ``None`` for 0, nothing, or another word."""
     return (int(text) or None) if re.fullmatch("[0-9]{1,10}", text) else None
 
@@ -236,7 +235,7 @@ class Launchd:
         )
         state = _state(fields.get("state", ""), last)
         return ServiceStatus(
-            state, loaded=True, enabled=enabled, pid=pid_in(fields.get("pid", "")), last_exit=last
+            state, loaded=True, enabled=enabled, pid=_pid_in(fields.get("pid", "")), last_exit=last
         )
 
     def to_load(self, status: ServiceStatus, *, changed: bool) -> tuple[ServiceStep, ...]:
@@ -435,7 +434,7 @@ class Systemd:
             _STATES.get(fields.get("ActiveState", ""), ServiceState.STOPPED),
             loaded=True,
             enabled=fields.get("UnitFileState") == "enabled",
-            pid=pid_in(fields.get("MainPID", "")),
+            pid=_pid_in(fields.get("MainPID", "")),
             last_exit=last,
         )
 
