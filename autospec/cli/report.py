@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autospec.recommendations import StoredRecommendation
     from autospec.report.explanation import Explanation
     from autospec.report.html.findings import Findings, RecordFindings
+    from autospec.report.studies import Evidence
     from autospec.store.database import Store
 
 __all__ = ["command", "explain_command"]
@@ -89,10 +90,9 @@ def command(
 def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
     from autospec.errors import NothingKnownError
     from autospec.hardware import identify
-    from autospec.report.explanation import explain
     from autospec.report.html.findings import Findings, gather
     from autospec.report.selection import Question, select
-    from autospec.report.studies import Evidence, read_studies
+    from autospec.report.studies import read_studies
     from autospec.store.database import open_store
     from autospec.store.reader import read_overall, read_recommendations
     from autospec.tuning.profiling import keeps_state
@@ -113,10 +113,7 @@ def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
     with closing(open_store(settings.storage, shell.warn)) as store:
 
         def explained(stored: StoredRecommendation, found: Evidence) -> Explanation:
-            r = stored.recommendation
-            return _with_traffic(
-                store, stored, explain(r, found.pairs, found.trials, model=models(r.model_path))
-            )
+            return _explained(store, stored, found, models(stored.recommendation.model_path))
 
         measured = gather(store, selection, trials, explained, uncut=keeps_state)
     record = None if asked.model else _record()
@@ -204,13 +201,17 @@ def explain_command(shell: Shell, /, **question: Any) -> None:
     overall = read_overall(settings.storage, shell.warn)
     selection = select(known, identify(), Question(**question), overall)
     from autospec.report.explanation import explain_overall
-    from autospec.report.studies import read_studies
+    from autospec.report.studies import evidence_of, read_studies
     from autospec.store.database import open_store
 
     trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
-    main = _model(shell, selection.stored[0].recommendation.model_path)
+    path = selection.stored[0].recommendation.model_path
+    main = _catalogue(shell)(path) if path else None
     with closing(open_store(settings.storage, shell.warn)) as store:
-        explained = [_explain(store, s, trials, main) for s in selection.stored]
+        explained = [
+            _explained(store, s, evidence_of(store, s, trials.get(s.cell_key, ())), main)
+            for s in selection.stored
+        ]
     together = [explain_overall(r) for r in selection.overall or ()]
     if shell.json:
         shell.emit(
@@ -237,27 +238,17 @@ def explain_command(shell: Shell, /, **question: Any) -> None:
         shell.warn(selection.foreign_note)
 
 
-def _explain(
-    store: Store,
-    stored: StoredRecommendation,
-    trials: dict[str, tuple[Any, ...]],
-    main: Model | None,
+def _explained(
+    store: Store, stored: StoredRecommendation, found: Evidence, main: Model | None
 ) -> Explanation:
-    from autospec.report.explanation import explain
-    from autospec.report.studies import evidence_of
-
-    found = evidence_of(store, stored, trials.get(stored.cell_key, ()))
-    explained = explain(stored.recommendation, found.pairs, found.trials, model=main)
-    return _with_traffic(store, stored, explained)
-
-
-def _with_traffic(store: Store, stored: StoredRecommendation, explained: Explanation) -> Explanation:
-    """The explanation, with how far live traffic falls short of the proof."""
+    """The explanation of a recommendation, with how far live traffic falls short of the proof."""
     from dataclasses import replace
 
     from autospec.daemon.staleness import gap_of, samples_of
+    from autospec.report.explanation import explain
 
     r = stored.recommendation
+    explained = explain(r, found.pairs, found.trials, model=main)
     live = store.samples(
         since=0.0, model=r.model, backend=r.backend, prompt_type=r.prompt_type, drafting=r.drafting
     )
@@ -266,19 +257,6 @@ def _with_traffic(store: Store, stored: StoredRecommendation, explained: Explana
         return explained
     figures = explained.figures | {"traffic": gap.to_json()}
     return replace(explained, figures=figures, sentences=(*explained.sentences, gap.sentence))
-
-
-def _model(shell: Shell, model_path: str) -> Model | None:
-    """The main model as the catalogue knows it; ``None`` if it is not on this machine."""
-    from autospec.catalog.scan import scan
-    from autospec.errors import AutospecError
-
-    if not model_path:
-        return None
-    try:
-        return scan(shell.settings).find(model_path)
-    except AutospecError:
-        return None
 
 
 def _text(e: Explanation) -> str:
