@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option
+from autospec.cli.options import model_option
+from autospec.cli.shell import Shell, command_options
 from autospec.errors import AutospecError, UsageError
 from autospec.formats import counted, gigabytes
 from autospec.recommendations import Status, StoredRecommendation, Verdict

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, result_options
+from autospec.cli.options import model_option, result_options
+from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, refuse_missing_folder, result_options
+from autospec.cli.options import model_option, result_options
+from autospec.cli.shell import Shell, command_options, refuse_missing_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

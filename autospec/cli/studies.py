@@ -12,7 +12,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import click
 
-from autospec.cli.shell import Shell, command_options, complete_model, refuse_missing_folder
+from autospec.cli.options import complete_model
+from autospec.cli.shell import Shell, command_options, refuse_missing_folder
 from autospec.errors import AutospecError, NothingKnownError, install_line
 
 if TYPE_CHECKING:
