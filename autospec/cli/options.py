@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cells import Aim, PromptType
-from autospec.errors import UsageError
+from autospec.errors import AutospecError, UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -31,7 +31,6 @@ def complete_model(
     from click.shell_completion import CompletionItem
 
     from autospec.catalog.scan import CACHE_FILE, MetadataCache
-    from autospec.errors import AutospecError
     from autospec.settings import load_settings
 
     if incomplete.startswith(_PATHS):
