@@ -166,7 +166,7 @@ def command(
     if shell.json:
         shell.emit(_document(groups, measured, main, here, request=request, today=today))
         return
-    from autospec.report.reference_benchmark import benchmark_markdown
+    from autospec.report.records import benchmark_markdown
 
     shell.out(
         benchmark_markdown(

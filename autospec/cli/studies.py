@@ -252,7 +252,7 @@ def _brief(stored: StoredRecommendation | None) -> dict[str, Any] | None:
 
 
 def _show_record(shell: Shell, record: Record) -> None:
-    from autospec.report.reference_benchmark import benchmark_markdown
+    from autospec.report.records import benchmark_markdown
 
     if shell.json:
         shell.emit(
