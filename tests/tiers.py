@@ -147,7 +147,7 @@ LISTED = (
             "backends/test_llama_cpp_scorer.py::test_a_package_that_dies_of_its_first_matrix",
             "backends/test_process.py",
             "cli/test_doctor.py",
-            "report/test_changes_hook.py",
+            "service/test_control_hook.py",
             "tuning/test_study_grpc.py",
         ),
     ),
