@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,10 @@ from autospec.errors import AutospecError, UsageError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["complete_model", "model_option", "result_options", "server_args", "server_options"]
+    from autospec.cli.shell import Shell
+    from autospec.report.selection import Selection
+
+__all__ = ["complete_model", "model_option", "result_options", "selected", "server_args", "server_options"]
 
 # What begins like this is a path and no name of a model.
 _PATHS = ("/", "./", "../", "~")
@@ -94,6 +97,23 @@ def result_options(function: Any) -> Any:
     ):
         function = option(function)
     return function
+
+
+def selected(shell: Shell, question: Mapping[str, Any]) -> Selection:
+    """The stored results that `model_option` and `result_options` choose.
+
+    Raises:
+        NothingKnownError: There are none.
+    """
+    from autospec.hardware import identify
+    from autospec.report.selection import Question, select
+    from autospec.store.reader import read_overall, read_recommendations
+
+    settings = shell.settings
+    names = {"model": settings.named_by(question["model"]), "aim": shell.aim_for(question["aim"])}
+    known = read_recommendations(settings.storage, shell.warn)
+    overall = read_overall(settings.storage, shell.warn)
+    return select(known, identify(), Question(**{**question, **names}), overall)
 
 
 def server_options(function: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.options import model_option, result_options
+from autospec.cli.options import model_option, result_options, selected
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
@@ -71,9 +71,6 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
     Exits with 3 if nothing is known yet.
     """  # noqa: D301 - click needs the backspace itself
     from autospec.errors import UsageError
-    from autospec.hardware import identify
-    from autospec.report.selection import Question, select
-    from autospec.store.reader import read_overall, read_recommendations
 
     if shell.json and form in _WORDS:
         raise UsageError(f"--json and --format {form} cannot be used together.", "Leave one out.")
@@ -86,18 +83,11 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
         raise UsageError("--mix and --prompt-type cannot be used together.", "Leave one out.")
     weights = None
     if mix is not None:
-        from autospec.tuning.overall import parse_mix
+        from autospec.tuning.overall import parse_mix, refuse_mix
 
         weights = parse_mix(mix)
-    known = read_recommendations(shell.settings.storage, shell.warn)
-    question["model"] = shell.settings.named_by(question["model"])
-    question["aim"] = shell.aim_for(question["aim"])
-    if weights is not None:
-        from autospec.tuning.overall import refuse_mix
-
-        refuse_mix(question["aim"])
-    overall = read_overall(shell.settings.storage, shell.warn)
-    selection = select(known, identify(), Question(**question), overall)
+        refuse_mix(shell.aim_for(question["aim"]))
+    selection = selected(shell, question)
     if weights is not None:
         selection = _mixed(shell, selection, weights, one_server=form in _WORDS)
     if form == "json" or (shell.json and form == "table"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.options import model_option, result_options
+from autospec.cli.options import model_option, result_options, selected
 from autospec.cli.shell import Shell, command_options, refuse_missing_folder
 
 if TYPE_CHECKING:
@@ -66,8 +66,6 @@ def command(
     _refuse_foreign(output, force=force)
     from autospec.report.html.page import page
 
-    question["model"] = shell.settings.named_by(question["model"])
-    question["aim"] = shell.aim_for(question["aim"])
     findings = _findings(shell, {**question, "all_hardware": all_hardware})
     text = page(findings)
     # A rename would replace a special file such as /dev/stdout.
@@ -92,23 +90,18 @@ def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
     from autospec.errors import NothingKnownError
     from autospec.hardware import identify
     from autospec.report.html.findings import Findings, gather
-    from autospec.report.selection import Question, select
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
-    from autospec.store.reader import read_overall, read_recommendations
     from autospec.tuning.profiling import keeps_state
 
-    settings, here = shell.settings, identify()
-    asked = Question(**question)
-    known = read_recommendations(settings.storage, shell.warn)
-    overall = read_overall(settings.storage, shell.warn)
+    settings = shell.settings
     try:
-        selection = select(known, here, asked, overall)
+        selection = selected(shell, question)
     except NothingKnownError:
         # Without a choice there is a page all the same, which says what to do.
-        if asked != Question(aim=asked.aim):
+        if any(value for name, value in question.items() if name != "aim"):
             raise
-        return Findings(here, record=_record())
+        return Findings(identify(), record=_record())
     trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
     models = _catalogue(shell)
     with closing(open_store(settings.storage, shell.warn)) as store:
@@ -117,7 +110,7 @@ def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
             return _explained(store, stored, found, models(stored.recommendation.model_path))
 
         measured = gather(store, selection, trials, explained, uncut=keeps_state)
-    record = None if asked.model else _record()
+    record = None if question["model"] else _record()
     return Findings(selection.hardware, measured, record, selection.foreign_note)
 
 
@@ -191,16 +184,7 @@ def explain_command(shell: Shell, /, **question: Any) -> None:
 
     Exits with 3 if nothing is known yet.
     """  # noqa: D301 - click needs the backspace itself
-    from autospec.hardware import identify
-    from autospec.report.selection import Question, select
-    from autospec.store.reader import read_overall, read_recommendations
-
-    settings = shell.settings
-    known = read_recommendations(settings.storage, shell.warn)
-    question["model"] = shell.settings.named_by(question["model"])
-    question["aim"] = shell.aim_for(question["aim"])
-    overall = read_overall(settings.storage, shell.warn)
-    selection = select(known, identify(), Question(**question), overall)
+    settings, selection = shell.settings, selected(shell, question)
     from autospec.report.explanation import explain_overall
     from autospec.report.studies import evidence_of, read_studies
     from autospec.store.database import open_store
