@@ -5,6 +5,9 @@
 # The others: make check (what CI asks of the code), make native (a llama-server of your own), make mac-check and
 # make linux-gpu-check (ten minutes on your machine, one report to attach to an issue), make format, make clean.
 
+# An empty value is none: without bytecode every started process compiles autospec again, and every tier all of the tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input

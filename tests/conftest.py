@@ -51,6 +51,12 @@ def _does_not_wait_for_the_disk(connection: object, _: object) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Read no other files where only the tests that run alone are wanted: all take a quarter of a minute to import."""
+    wanted = config.getoption("markexpr") == f"{tiers.REAL.name} and alone"
+    return True if wanted and collection_path.is_file() and not tiers.runs_alone(collection_path) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest's own selection by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each test its tier and the tier's timeout; a ``--timeout`` on the command line is for all tiers."""

@@ -38,6 +38,7 @@ __all__ = [
     "SpawnWatch",
     "Tier",
     "assign",
+    "runs_alone",
     "spawning_names",
 ]
 
@@ -203,14 +204,15 @@ def assign(items: Iterable[pytest.Item], *, with_timeouts: bool) -> None:
         if tier is None:
             tier = _tier_of(item)
             item.add_marker(tier.name)
-        if (
-            tier is REAL
-            and item.path.is_relative_to(TESTS)
-            and item.path.relative_to(TESTS).as_posix() in ALONE
-        ):
+        if tier is REAL and runs_alone(item.path):
             item.add_marker("alone")
         if with_timeouts and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(tier.timeout_s))
+
+
+def runs_alone(path: Path) -> bool:
+    """True if the real tests of a file run one after the other."""
+    return path.is_relative_to(TESTS) and path.relative_to(TESTS).as_posix() in ALONE
 
 
 def _marked(item: pytest.Item) -> Tier | None:

@@ -6,7 +6,7 @@ only, so that it starts in some 20 ms and shares nothing with autospec but three
 - stdin: autospec holds the other end and writes nothing. Its end, however autospec ended, ends the server.
 - stdout: the guard's report, one line each: ``pid N`` when the server runs; ``exit N`` or ``signal N`` when it
   has ended; ``failed TEXT`` if it could not be started.
-- the log file: everything that the server prints.
+- the log file: what the server prints. A server may run for months, so a long log loses its middle.
 
 The server gets a process group of its own, so that a wrapper script's children end with it. On Linux the
 kernel also kills the server when the guard dies (``PR_SET_PDEATHSIG``); macOS has no such call, and there the
@@ -31,6 +31,9 @@ _PR_SET_PDEATHSIG = 1
 # inherited the pipe's other end and holds it open.
 _PARENT_WATCH_S = 1.0
 _KILL_WAIT_S = 10.0
+# A longer log keeps so much of its beginning, where the server says how it started, and of its end.
+_LOG_BYTES = 16 * 1024 * 1024
+_LOG_END_BYTES = 4 * 1024 * 1024
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> int:
     """
     log_path, grace_s, command = argv[1], float(argv[3]), argv[5:]
     parent = os.getppid()
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     wake_read = _wake_on_signals()
     failure_read, failure_write = os.pipe()
     prctl = _prctl()
@@ -53,7 +56,6 @@ def main(argv: list[str]) -> int:
     if server == 0:
         _become_server(command, log, guard, prctl, failure_write)
     os.close(failure_write)
-    os.close(log)
     with contextlib.suppress(OSError):  # the child does the same; whoever comes first wins
         os.setpgid(server, server)
     failure = os.read(failure_read, 4096)
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> int:
         _report(f"failed {failure.decode(errors='replace')}")
         return 0
     _report(f"pid {server}")
-    status = _watch(server, wake_read, parent)
+    status = _watch(server, wake_read, parent, log)
     if status is None:
         status = _end(server, wake_read, grace_s)
     # A wrapper script may have ended and left its children; the group is theirs alone by now.
@@ -118,9 +120,10 @@ def _become_server(
         os._exit(127)
 
 
-def _watch(server: int, wake: int, parent: int) -> int | None:
-    """Wait until the server ends (its wait status) or autospec has ended or asks (``None``)."""
+def _watch(server: int, wake: int, parent: int, log: int) -> int | None:
+    """Wait until the server ends (its wait status) or autospec has ended or asks (``None``); meanwhile bound its log."""
     while True:
+        _bound_log(log)
         ready, _, _ = select.select([0, wake], [], [], _PARENT_WATCH_S)
         if wake in ready and signal.SIGTERM in _drain(wake):
             return None
@@ -129,6 +132,23 @@ def _watch(server: int, wake: int, parent: int) -> int | None:
             return status
         if (0 in ready and not os.read(0, 1)) or os.getppid() != parent:
             return None
+
+
+def _bound_log(log: int) -> None:
+    """Cut the middle out of a log that is too long, in place: the server appends, so it goes on at the new end.
+
+    A line that it prints between the reading and the cut, within some milliseconds, is lost.
+    """
+    with contextlib.suppress(OSError):  # a file system that became read-only; the next look tries again
+        size = os.fstat(log).st_size
+        if size <= _LOG_BYTES:
+            return
+        first = os.pread(log, _LOG_END_BYTES, 0)
+        first = first[: first.rfind(b"\n") + 1] or first
+        last = os.pread(log, 2 * _LOG_END_BYTES, size - _LOG_END_BYTES)  # with what came since `fstat`
+        last = last[last.find(b"\n") + 1 :]
+        os.ftruncate(log, len(first))
+        os.write(log, b"[autospec left out %d bytes here]\n" % (size - len(first) - len(last)) + last)
 
 
 def _end(server: int, wake: int, grace_s: float) -> int:

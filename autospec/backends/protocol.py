@@ -5,8 +5,8 @@ A backend is one file and one line in `autospec.backends.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,12 +87,15 @@ class LaunchSettings:
             arguments. A launch for measuring pins them. Both pin the drafting.
         served_as: The model name in the answers of a launch that serves users, where the backend can set it; empty
             keeps the backend's own.
+        started: Gets a function that ends the server's process, as soon as the process runs; once for each process of the
+            launch. Another thread may call the function while the model loads: `Backend.launch` then raises a `LaunchError`.
     """
 
     args: tuple[str, ...] = ()
     ready_timeout_s: float = 600.0
     serving: bool = False
     served_as: str = ""
+    started: Callable[[Callable[[], None]], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

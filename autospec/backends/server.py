@@ -284,6 +284,7 @@ def start_child(
     *,
     ready_timeout_s: float,
     state_dir: Path,
+    started: Callable[[Callable[[], None]], None] | None = None,
 ) -> C:
     """Start a server, wait until it is ready, and verify it. The server is stopped if one of these fails.
 
@@ -293,6 +294,7 @@ def start_child(
         verify: Checks that the server works, by asking it.
         ready_timeout_s: How long loading may take.
         state_dir: Where the launch's record and log go.
+        started: See `autospec.backends.protocol.LaunchSettings`.
 
     Raises:
         LaunchError: It did not get ready, and whatever `verify` raises.
@@ -308,8 +310,11 @@ def start_child(
     prune_logs(state_dir)
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         port = free_port()
-        server = make(ServerProcess.start(command(port), state_dir), port)
+        process = ServerProcess.start(command(port), state_dir)
+        server = make(process, port)
         try:
+            if started is not None:
+                started(process.stop)
             server.wait_ready(ready_timeout_s, port)
             verify(server)
         except _PortTakenError:

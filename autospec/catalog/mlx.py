@@ -163,7 +163,7 @@ _AGAIN: Final = "Download it again."
 _MAX_HEADER: Final = 100_000_000  # the safetensors format's own limit
 
 _TEXT_CLASSES: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-_NOT_TEXT: Final = frozenset({"whisper", "bert", "clip", "siglip", "t5", "wav2vec2", "speecht5", "vits"})
+_NOT_TEXT: Final = frozenset({"whisper", "clip", "siglip", "t5", "wav2vec2", "speecht5", "vits"})
 _RECURRENT_LAYERS: Final = frozenset(
     {"linear_attention", "mamba", "recurrent", "conv", "conv_mixer", "ssm", "rglru"}
 )
@@ -260,7 +260,7 @@ def read_mlx(path: Path) -> Model:
         else 0,
         head=None,
         has_recurrent_state=bool(types & _STATE_TYPES) or _is_recurrent(text),
-        role=_role(config),
+        role=_role(path, config),
         basename="",
         fingerprint=digest.hexdigest()[:32],
     )
@@ -480,11 +480,14 @@ def _is_recurrent(text: dict[str, Any]) -> bool:
     )
 
 
-def _role(config: dict[str, Any]) -> Role:
+def _role(folder: Path, config: dict[str, Any]) -> Role:
     classes = config.get("architectures")
     model_type = str(config.get("model_type"))
     if model_type in _NOT_TEXT:
-        return "embedding" if model_type == "bert" else "other"
+        return "other"
+    # nomic_bert, modernbert, xlm-roberta …; sentence-transformers writes the file beside any model.
+    if "bert" in model_type or (folder / "modules.json").exists():
+        return "embedding"
     if isinstance(classes, list) and classes and not str(classes[0]).endswith(_TEXT_CLASSES):
         return "embedding" if str(classes[0]).endswith("Model") else "other"
     return "text"

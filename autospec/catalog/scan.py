@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -41,7 +42,7 @@ __all__ = ["Catalog", "MetadataCache", "model_files", "scan", "signature", "sile
 Signature = list[list[int]]
 
 # Raise it when the readers give another result for the same file.
-_VERSION: Final = 5
+_VERSION: Final = 6
 
 
 def signature(files: Iterable[Path]) -> Signature:
@@ -121,13 +122,15 @@ _ANSWERS_WITHIN_S: Final = 15.0
 _LINKS: Final = "links"
 
 _NOT_A_MODEL: Final[dict[Role, str]] = {
-    "embedding": "makes embeddings, not text",
+    "embedding": "makes embeddings or ranks texts, and writes none",
     "projector": "is the image part of a model",
     "adapter": "is an adapter (LoRA) for a model",
     "vocabulary": "holds a vocabulary without weights",
     "combined": "holds image and text in one file, which only Ollama runs",
     "other": "holds no language model",
 }
+# Language models that were trained on for this (Qwen3-Embedding), converted by a program that does not say so in the files.
+_EMBEDDING_NAME: Final = re.compile(r"(?<![a-z])(?:embedding|reranker)(?![a-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,13 +423,16 @@ def _link(folder: Path, target: Path) -> Path:
 
 
 def _as_found(model: Model, found: FoundModel) -> Model:
-    """The model with the path and name of this search."""
+    """The model with the path and name of this search, and with the role that its name tells."""
     if found.format == "mlx":
         path, files = found.path, tuple(found.path / f.name for f in model.files)
     else:
         files = part_paths(found.path)
         path = files[0]
-    return dataclasses.replace(model, name=_name(found), path=path, files=files)
+    name, role = _name(found), model.role
+    if role == "text" and _EMBEDDING_NAME.search(name.rpartition("/")[2].casefold()):
+        role = "embedding"
+    return dataclasses.replace(model, name=name, path=path, files=files, role=role)
 
 
 def _name(found: FoundModel) -> str:

@@ -11,7 +11,7 @@ import click
 from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from autospec.daemon.policy import RunDecision
@@ -57,14 +57,17 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
 
     from autospec.daemon.children import ProxyChild, proxy_command
     from autospec.daemon.loop import Daemon
+    from autospec.daemon.probes import Probes
     from autospec.daemon.work import Clock
+    from autospec.hardware.user_input import UserInput
     from autospec.service.control import notifier_from
 
     settings = shell.settings
+    tell: Callable[[str], None] = shell.say
     if sys.platform == "darwin":
-        from autospec.service.managers import shorten_log
+        from autospec.service.managers import kept_short
 
-        shorten_log(settings.log_dir / "daemon.log")
+        tell = kept_short(settings.log_dir / "daemon.log", shell.say)
     notifier = notifier_from()
     # Processes that the daemon starts must not report to its supervisor.
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
@@ -75,13 +78,20 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
         child = ProxyChild(
             proxy_command(shell.config), settings.state_dir, settings.log_dir / "proxy.log", clock
         )
+    # Whoever has just logged in is at the machine. With --once there is no time to watch it.
+    probes = Probes(clock, UserInput(clock.monotonic, None if once else clock.monotonic()))
     daemon = Daemon(
-        settings, shell.config, once=once, proxy=child, notifier=notifier, clock=clock, tell=shell.say
+        settings,
+        shell.config,
+        once=once,
+        proxy=child,
+        notifier=notifier,
+        clock=clock,
+        tell=tell,
+        probes=probes,
     )
     if not once:
-        shell.say(
-            "The daemon is running. `autospec daemon --status` shows what it does and why. Ctrl-C ends it."
-        )
+        tell("The daemon is running. `autospec daemon --status` shows what it does and why. Ctrl-C ends it.")
     code = daemon.run()
     if shell.json:
         shell.emit(daemon.last_words())
@@ -168,15 +178,18 @@ def glance(settings: Settings, other_load: float | None) -> RunDecision:
         settings: The user's.
         other_load: Cores that other programs use; measuring it takes time that the caller has spent.
     """
+    from contextlib import closing
     from dataclasses import replace
 
     from autospec.daemon.policy import decide, policy_of
     from autospec.daemon.probes import Probes
     from autospec.daemon.work import Clock, Memory
+    from autospec.hardware.user_input import UserInput
 
     clock = Clock()
     spent_s = Memory.load(settings.state_dir / "daemon.json").spent_today_s(clock.today())
-    signals = Probes(clock).read(_traffic(settings), spent_s)
+    with closing(UserInput(clock.monotonic)) as last_input:
+        signals = Probes(clock, last_input).read(_traffic(settings), spent_s)
     return decide(replace(signals, other_load=other_load), policy_of(settings))
 
 

@@ -14,7 +14,7 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Daemon:
     _step: TuneProcess | None = None
     _step_began_s: float = 0.0
     _idle_since_s: float | None = None
+    _woke_s: float | None = None
     _looked_s: float = 0.0
     _loaded_since_s: float | None = None
     _held_until_s: dict[str, float] = field(default_factory=dict)
@@ -166,6 +167,8 @@ class Daemon:
             if news := self.proxy.news():
                 self._event(news)
         jump_s = self._jumps.jumped_s()
+        if jump_s > 0:
+            self._woke_s = self.clock.monotonic()
         if (settings := self.outlook.take()) is not None:
             self.settings = settings
         if self._step is not None:
@@ -210,7 +213,7 @@ class Daemon:
             self.decision = RunDecision((clients,))
             self._rest(self.decision.why, final=True)
             return self.decision.recheck_s
-        signals = self.probes.read(traffic, self.memory.spent_today_s(self.clock.today()))
+        signals = self._since_wake(self.probes.read(traffic, self.memory.spent_today_s(self.clock.today())))
         # A model that is too large for the memory that is free must not hold up the others.
         item = next((item for item in free if has_room(signals, item.memory_bytes)), first)
         self.decision = self._judge(item, signals)
@@ -268,7 +271,7 @@ class Daemon:
     def _look_around(self, item: WorkItem, now_s: float, spent_s: float) -> str:
         """Why the state of the machine requires the step to stop; empty if it does not."""
         before_s, self._looked_s = self._looked_s, now_s
-        signals = self.probes.read(self._traffic(), spent_s, measuring=True)
+        signals = self._since_wake(self.probes.read(self._traffic(), spent_s, measuring=True))
         if not is_loaded(signals):  # calm, or unknown
             self._loaded_since_s = None
         elif self._loaded_since_s is None:
@@ -367,6 +370,12 @@ class Daemon:
     def _traffic(self) -> ClientActivity:
         since_s = None if self._idle_since_s is None else self.clock.monotonic() - self._idle_since_s
         return ClientActivity(sum(peer.busy for peer in self.proxies) if self.proxies else None, since_s)
+
+    def _since_wake(self, signals: Signals) -> Signals:
+        """These signals with the time since the machine woke up."""
+        if self._woke_s is None:
+            return signals
+        return replace(signals, since_wake_s=self.clock.monotonic() - self._woke_s)
 
     @property
     def running(self) -> tuple[WorkItem, float] | None:

@@ -39,6 +39,8 @@ class Signals:
         held_by: Which other autospec measures on this machine; empty if none.
         power: Power source, power saving and heat.
         user_idle_s: Seconds since the last keyboard or mouse input.
+        unseen_input: A keyboard or mouse whose input cannot be noticed; empty if there is none.
+        since_wake_s: Seconds since the machine last woke up; ``None`` if it did not sleep since the daemon's start.
         other_load: Cores that other programs use; servers of the proxy and of a measurement do not count.
         gpu_other_load: Share of the busiest GPU that other programs use.
         on_metal: Models compute on a Mac's GPU.
@@ -53,6 +55,8 @@ class Signals:
     held_by: str = ""
     power: Power = field(default_factory=Power)
     user_idle_s: float | None = None
+    unseen_input: str = ""
+    since_wake_s: float | None = None
     other_load: float | None = None
     gpu_other_load: float | None = None
     on_metal: bool = False
@@ -258,6 +262,10 @@ def _heat(signals: Signals) -> IdleCheck:
 
 
 def _idle(signals: Signals, policy: Policy) -> IdleCheck:
+    # A machine that has just woken up still settles, and somebody may have opened its lid.
+    if signals.since_wake_s is not None and (left_s := policy.idle_s - signals.since_wake_s) > 0:
+        words = f"the machine slept until {duration(signals.since_wake_s)} ago, or its clock was set"
+        return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {duration(policy.idle_s)})", left_s)
     if signals.user_idle_s is None:
         words = "user input cannot be detected here, so only the load decides"
         return IdleCheck("idle", "unknown", True, words)
@@ -265,6 +273,9 @@ def _idle(signals: Signals, policy: Policy) -> IdleCheck:
     words = f"the last input was {duration(signals.user_idle_s)} ago"
     if left_s > 0:
         return IdleCheck("idle", "no", False, f"{words} (daemon_idle is {duration(policy.idle_s)})", left_s)
+    if signals.unseen_input:
+        words = f"{words}; input of {signals.unseen_input} cannot be noticed here"
+        return IdleCheck("idle", "unknown", True, words)
     return IdleCheck("idle", "ok", True, words)
 
 

@@ -10,8 +10,9 @@ from autospec.daemon.work import Clock
 from autospec.hardware import identify
 from autospec.hardware.gpu import GpuWatch, cards, on_metal, shared_limit_bytes
 from autospec.hardware.processes import holder
-from autospec.hardware.readings import Reading, descendants, read, read_power, user_idle_s
+from autospec.hardware.readings import Reading, descendants, read, read_power
 from autospec.hardware.state import between
+from autospec.hardware.user_input import LastInput, UserInput
 
 __all__ = ["ClientActivity", "Probes"]
 
@@ -30,16 +31,16 @@ class ClientActivity:
 
 
 class Probes:
-    """Reads the machine. The load is that of the time between two readings."""
+    """Reads the machine. The load is that of the time between two readings; so is input, on most Linux desktops."""
 
     def __init__(
         self,
         clock: Clock,
-        idle: Callable[[], float | None] = user_idle_s,
+        last_input: Callable[[], LastInput] | None = None,
         gpu: Callable[[], GpuWatch] = GpuWatch,
     ) -> None:
         self._clock = clock
-        self._idle = idle
+        self._last_input = UserInput(clock.monotonic) if last_input is None else last_input
         self._new_gpu = gpu
         self._gpu: GpuWatch | None = None
         self._gpu_load: float | None = None
@@ -57,6 +58,7 @@ class Probes:
         else:
             # The last load still holds, but while measuring each look needs a load of its own.
             load = None if measuring else self._last_load
+        used = self._last_input()
         return Signals(
             minute_of_day=self._clock.minute_of_day(),
             spent_today_s=spent_today_s,
@@ -64,7 +66,8 @@ class Probes:
             since_request_s=traffic.since_request_s,
             held_by="" if measuring else holder(),
             power=power,
-            user_idle_s=self._idle(),
+            user_idle_s=used.idle_s,
+            unseen_input=used.unseen,
             other_load=load,
             gpu_other_load=self._gpu_load,
             on_metal=on_metal(),

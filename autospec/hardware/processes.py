@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
@@ -22,6 +27,15 @@ __all__ = ["ProcessRef", "holder", "lock_path", "machine_lock"]
 # Only where the kernel does not count the start from the boot: macOS stores the time of day at which a process started.
 _SAME_START_S = 1.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_TEST_LOCK_DIR = "AUTOSPEC_TEST_LOCK_DIR"
+# Abstract sockets, and who listens at one.
+_HAS_NAMES = sys.platform == "linux"
+_SO_PEERCRED = getattr(socket, "SO_PEERCRED", 0)
+_PEER = struct.Struct("=iII")  # struct ucred: process, user, group
+# A daemon asks twice a minute, and each question takes a place until the holder ends. Afterwards its name is not told any more.
+_ASKERS = 4096
+# It has the lock and no note: it is starting or ending.
+_NO_NOTE = "a process that is starting or ending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +102,11 @@ def _boot_id() -> str:
 
 
 def lock_path() -> Path:
-    """Return the lock file: one per user of this machine, independent of AUTOSPEC_HOME.
+    """Return the lock file of this user of this machine, independent of AUTOSPEC_HOME; on Linux only the note beside it is written.
 
-    Two installations share the same processor. Tests move the file with ``AUTOSPEC_TEST_LOCK_DIR``.
+    Two installations share the same processor. Tests move it with ``AUTOSPEC_TEST_LOCK_DIR``.
     """
-    folder = os.environ.get("AUTOSPEC_TEST_LOCK_DIR") or user_temp_dir()
+    folder = os.environ.get(_TEST_LOCK_DIR) or user_temp_dir()
     return Path(folder) / f"autospec-{os.getuid()}.lock"
 
 
@@ -100,48 +114,138 @@ def lock_path() -> Path:
 def machine_lock(what: str) -> Iterator[None]:
     """Hold the machine while measuring; `what` tells other processes what the holder does.
 
-    The operating system frees the lock when the process ends.
+    The operating system frees the lock when the process ends. On Linux it is a name in the kernel (an abstract socket), the same for
+    all users and whatever $TMPDIR says: no file that somebody could replace by a link, and the kernel itself knows whose it is.
+    Elsewhere it is a file of the user.
 
     Raises:
         BusyError: Another process holds it; says which, since when and what it does.
     """
-    from filelock import FileLock, Timeout  # noqa: PLC0415 - it loads asyncio, and the daemon at rest only asks `holder`
-
-    path = lock_path()
-    note = path.with_suffix(".json")
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    give_back = _take_name() if _HAS_NAMES else _take_file()
+    if give_back is None:
         raise BusyError(
-            f"Another autospec is measuring on this machine: {_holder(note)}.",
+            f"Another autospec is measuring on this machine: {holder() or _NO_NOTE}.",
             "Wait until it ends, or stop it. Two at once would disturb each other's measurements.",
-        ) from None
+        )
+    note = _note_path()
     try:
         # `since` is for people. The process is found again by its start, which no change of the clock moves.
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         me = asdict(ProcessRef.of(os.getpid()))
-        note.write_text(json.dumps({**me, "what": what, "since": since}), encoding="utf-8")
+        with suppress(OSError):  # it is there for its words
+            _write(note, json.dumps({**me, "what": what, "since": since}))
         yield
     finally:
-        note.unlink(missing_ok=True)
-        lock.release()
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
+        give_back()
 
 
 def holder() -> str:
     """Return who measures on this machine now, in words; empty if nobody does. Does not touch the lock."""
-    note = lock_path().with_suffix(".json")
+    if _HAS_NAMES:
+        return _holder_of_name()
     try:
-        alive = ProcessRef.from_json(json.loads(note.read_text(encoding="utf-8"))).find() is not None
+        alive = ProcessRef.from_json(_read(_note_path())).find() is not None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return ""
-    return _holder(note) if alive else ""
+    return _noted() if alive else ""
 
 
-def _holder(note: Path) -> str:
+def _note_path() -> Path:
+    return lock_path().with_suffix(".json")
+
+
+def _noted(pid: int | None = None) -> str:
+    """The holder in the words of its note; empty if the note is damaged, or of another process than `pid`."""
     try:
-        held = json.loads(note.read_text(encoding="utf-8"))
-        return f"process {held['pid']} ({held['what']}), since {held['since']}"
-    except (OSError, ValueError, KeyError):
-        # It has the lock and no note: it is starting or ending.
-        return "a process that is starting or ending"
+        held = _read(_note_path())
+        return (
+            f"process {held['pid']} ({held['what']}), since {held['since']}"
+            if pid in (None, held["pid"])
+            else ""
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _take_file() -> Callable[[], None] | None:
+    """Take the lock file; returns what gives it back, ``None`` if another process has it."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - it loads asyncio, and the daemon at rest only asks `holder`
+
+    lock = FileLock(lock_path())
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock.release
+
+
+def _lock_name() -> str:
+    """The name of the abstract socket."""
+    test = os.environ.get(_TEST_LOCK_DIR, "")
+    return f"\0autospec-measures{hashlib.sha256(test.encode()).hexdigest()[:16] if test else ''}"
+
+
+def _take_name() -> Callable[[], None] | None:
+    """Take the name; returns what gives it back, ``None`` if another process has it."""
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(_lock_name())
+        # Nobody is answered: whoever connects learns from the kernel who listens.
+        lock.listen(_ASKERS)
+    except OSError as error:
+        lock.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise
+    return lock.close
+
+
+def _holder_of_name() -> str:
+    """Who has the name, by the kernel; the words of the note only where it is this user's and of that process."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(_lock_name())
+        except ConnectionRefusedError:
+            return ""
+        except OSError:  # too many have asked
+            return _NO_NOTE
+        told = asking.getsockopt(socket.SOL_SOCKET, _SO_PEERCRED, _PEER.size)
+    pid, uid, _ = _PEER.unpack(told)
+    if uid == os.getuid() and (words := _noted(pid)):
+        return words
+    # A holder in another container has no number here.
+    words = (
+        f"process {pid} of the user {_user_name(uid)}" if pid else f"a process of the user {_user_name(uid)}"
+    )
+    with suppress(psutil.Error, ValueError, OverflowError):
+        begun = datetime.fromtimestamp(psutil.Process(pid).create_time()).astimezone() if pid else None
+        words += f", since {begun.isoformat(timespec='seconds')}" if begun else ""
+    return words
+
+
+def _user_name(uid: int) -> str:
+    import pwd  # noqa: PLC0415 - not on every system
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in a folder where others may write, too: what another user put there is not followed, and not waited for."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(path, flags, 0o644), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON in a file of this user's; raises OSError if it is another user's or no file, ValueError if it is damaged."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "It belongs to another user", str(path))
+        found: dict[str, Any] = json.load(file)
+    return found

@@ -1,4 +1,4 @@
-"""Read the machine: processor times, memory, swap, power, heat, and how long ago a user typed. All I/O of `hardware.state`."""
+"""Read the machine: processor times, memory, swap, power and heat. All I/O of `hardware.state`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ __all__ = [
     "Reading",
     "available_memory_bytes",
     "descendants",
-    "parse_hid_idle",
+    "linux_battery",
+    "own_processors",
     "parse_low_power",
     "parse_memory_pressure",
-    "parse_mutter_idle",
+    "parse_stat",
     "parse_swap_ins",
     "parse_thermal",
     "read",
     "read_power",
-    "terminal_idle_s",
-    "user_idle_s",
 ]
 
 
@@ -71,7 +70,7 @@ class Reading:
     """The machine at one moment; two readings make a `MachineState`.
 
     `at_s` is monotonic, `wall_s` since the epoch; `busy_s` (without stolen time), `steal_s`, `swap_in_bytes` (Linux) and `throttles`
-    (``None`` if not counted) count since the system started. `self_s` and `reaped_s` are the processor time of this process and of its
+    (``None`` if not counted) count since the system started; busy and stolen time are those of the `cores` that we may use. `self_s` and `reaped_s` are the processor time of this process and of its
     ended children, `processes` our other processes by pid.
     """
 
@@ -100,7 +99,7 @@ def read(pids: Iterable[int], power: Power) -> Reading:
         wall_s=wall_s,
         busy_s=busy_s,
         steal_s=steal_s,
-        cores=psutil.cpu_count() or 1,
+        cores=len(_own_processors() or ()) or psutil.cpu_count() or 1,
         self_s=own.user + own.system,
         reaped_s=own.children_user + own.children_system,
         processes=processes,
@@ -211,12 +210,44 @@ def _this_process() -> psutil.Process:
 
 
 def _system_times() -> tuple[float, float]:
+    if (own := _own_processors()) is not None:
+        return parse_stat(text_of("/proc/stat"), own, os.sysconf("SC_CLK_TCK"))
     times = psutil.cpu_times()
     busy = times.user + times.system
     # Linux counts guests in user already; macOS has neither interrupts nor steal.
     for name in ("nice", "irq", "softirq"):
         busy += getattr(times, name, 0.0)
     return busy, getattr(times, "steal", 0.0)
+
+
+# A line of one processor: user, nice, system, idle, iowait, irq, softirq, steal, each in ticks.
+_STAT_LINE = re.compile(r"^cpu(\d+)((?: \d+){8})", re.MULTILINE)
+
+
+def parse_stat(text: str, processors: frozenset[int], ticks_per_s: int) -> tuple[float, float]:
+    """Seconds that these processors were busy, and that were stolen from them, in ``/proc/stat``."""
+    busy = stolen = 0
+    for number, fields in _STAT_LINE.findall(text):
+        if int(number) in processors:
+            user, nice, system, _, _, irq, softirq, steal = map(int, fields.split())
+            busy += user + nice + system + irq + softirq
+            stolen += steal
+    return busy / ticks_per_s, stolen / ticks_per_s
+
+
+def own_processors(may_use: Iterable[int], stat: str) -> frozenset[int] | None:
+    """The processors that this process may use, by ``/proc/stat``; ``None`` if these are all, or if their numbers are others (lxcfs)."""
+    own = frozenset(may_use)
+    listed = {int(number) for number, _ in _STAT_LINE.findall(stat)}
+    return own if own < listed else None
+
+
+@functools.cache
+def _own_processors() -> frozenset[int] | None:
+    """A container, a batch job or `taskset` may leave a part of the machine to us: others on the rest do not disturb us there."""
+    if sys.platform != "linux":
+        return None
+    return own_processors(os.sched_getaffinity(0), text_of("/proc/stat"))
 
 
 def _process_time(pid: int) -> ProcessTime | None:
@@ -264,15 +295,38 @@ def _throttle_counters() -> tuple[str, ...]:
 _SUPPLIES = Path("/sys/class/power_supply")
 
 
-def _runs_on_batteries(supplies: Path) -> bool:
-    """Whether any battery is the machine's own: those of wireless mice and gamepads are there, too, with the scope Device."""
-    kinds = ((text_of(s / "type").strip(), text_of(s / "scope").strip()) for s in supplies.glob("*"))
-    return any(kind == "Battery" and scope != "Device" for kind, scope in kinds)
+def linux_battery(supplies: Path = _SUPPLIES) -> tuple[bool | None, float | None]:
+    """Whether the machine runs on battery, and the charge of its first one in percent; ``None`` if unknown, or without a battery.
+
+    Drivers choose the names (BAT0, macsmc-battery, qcom-battmgr-bat; AC, ADP1, ucsi-source-psy-…), so only the types tell. Batteries
+    of wireless mice and gamepads are there, too, with the scope Device.
+    """
+    batteries: list[Path] = []
+    mains, others = set[str](), set[str]()  # 0, or a number for what supplies the machine
+    for supply in sorted(supplies.glob("*")):
+        kind, online = text_of(supply / "type").strip(), text_of(supply / "online").strip()
+        if text_of(supply / "scope").strip() == "Device" or text_of(supply / "present").strip() == "0":
+            continue
+        if kind == "Battery":
+            batteries.append(supply)
+        elif online.isdigit():
+            (mains if kind == "Mains" else others).add(online)
+    if not batteries:
+        return False, None
+    charge = text_of(batteries[0] / "capacity").strip()
+    percent = float(charge) if charge.isdigit() else None
+    states = {text_of(battery / "status").strip() for battery in batteries}
+    # A port of USB that charges a telephone may be called online.
+    if mains - {"0"} or (others - {"0"} and "Discharging" not in states):
+        return False, percent
+    if "Discharging" in states or mains | others:
+        return True, percent
+    return False if states & {"Charging", "Full"} else None, percent
 
 
 def _battery() -> tuple[bool | None, float | None]:
-    if sys.platform == "linux" and not _runs_on_batteries(_SUPPLIES):
-        return False, None
+    if sys.platform == "linux":
+        return linux_battery()
     try:
         battery = psutil.sensors_battery()
     except (AttributeError, OSError, ValueError, psutil.Error):  # odd firmware, or no such sensor
@@ -297,60 +351,3 @@ def _thermal() -> str:
         output_of("notifyutil", "-g", "com.apple.system.thermalpressurelevel"),
         output_of("pmset", "-g", "therm"),
     )
-
-
-def user_idle_s(now: float | None = None) -> float | None:
-    """Return seconds since the last input of any user; ``None`` if unknown, e.g. on a server without a login.
-
-    macOS: HIDIdleTime of the I/O registry, which covers every keyboard and mouse. Linux: terminals with a login, like w(1), and
-    GNOME's idle monitor in a desktop session.
-    """
-    if sys.platform == "darwin":
-        return parse_hid_idle(output_of("ioreg", "-c", "IOHIDSystem", "-d", "4"))
-    found = [terminal_idle_s(_terminals(), time.time() if now is None else now)]
-    if os.environ.get("DBUS_SESSION_BUS_ADDRESS") and (
-        os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY")
-    ):
-        found.append(parse_mutter_idle(output_of(
-            "gdbus", "call", "--session", "--dest", "org.gnome.Mutter.IdleMonitor",
-            "--object-path", "/org/gnome/Mutter/IdleMonitor/Core",
-            "--method", "org.gnome.Mutter.IdleMonitor.GetIdletime", timeout_s=2.0,
-        )))  # fmt: skip
-    return min((idle for idle in found if idle is not None), default=None)
-
-
-def parse_hid_idle(text: str) -> float | None:
-    """Seconds in the output of ``ioreg -c IOHIDSystem -d 4``: HIDIdleTime is in nanoseconds."""
-    found = re.search(r'"HIDIdleTime"\s*=\s*(\d+)', text)
-    return int(found[1]) / 1e9 if found else None
-
-
-def parse_mutter_idle(text: str) -> float | None:
-    """Seconds in the answer of ``GetIdletime``: ``(uint64 12345,)``, in milliseconds."""
-    found = re.search(r"uint64 (\d+)", text)
-    return int(found[1]) / 1e3 if found else None
-
-
-def terminal_idle_s(terminals: Iterable[Path], now: float) -> float | None:
-    """Seconds since the last input to any of these terminals (their access time), at least 0."""
-    touched = []
-    for terminal in terminals:
-        try:
-            touched.append(terminal.stat().st_atime)
-        except OSError:  # just closed
-            continue
-    return max(0.0, now - max(touched)) if touched else None
-
-
-def _terminals() -> list[Path]:
-    """Pseudo terminals and consoles that belong to a logged-in user."""
-    found = []
-    for path in (*Path("/dev/pts").glob("[0-9]*"), *Path("/dev").glob("tty[1-6]")):
-        try:
-            owner = path.stat().st_uid
-        except OSError:
-            continue
-        # A console at its login prompt belongs to root.
-        if owner or path.parent.name == "pts":
-            found.append(path)
-    return found

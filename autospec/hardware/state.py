@@ -34,7 +34,7 @@ class MachineState:
 
     Attributes:
         window_s: Length of the window.
-        cores: Logical cores of the system.
+        cores: Logical cores that we may use.
         other_load: Cores that other processes kept busy, on average.
         steal: Cores that the hypervisor withheld, on average (Linux guests).
         on_battery: At the end of the window; ``None`` if unknown.

@@ -239,7 +239,8 @@ def _split(url: str) -> tuple[str, str] | None:
 def _is_local_name(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: always the loopback
         return True
-    return _is_address(name) and _is_loopback(name)
+    # Also 0.0.0.0, which servers print as their address, and a browser opens as this machine.
+    return _is_address(name) and (_is_loopback(name) or ipaddress.ip_address(name).is_unspecified)
 
 
 @lru_cache(_REMEMBERED)

@@ -32,9 +32,11 @@ from autospec.proxy.request import (
     Refused,
     RequestBody,
     check_name,
+    embeds,
     forced_prompt_type,
     generates,
     has_images,
+    hears,
     parse,
     prompt_size,
     read_body,
@@ -92,7 +94,7 @@ def _is_polled(path: str) -> bool:
 class Proxy:
     """Answers requests. Create it in a running event loop, and `close` it.
 
-    `serving` makes a context around every forwarded request, `daemon` returns the daemon's last message (empty without one), and
+    `serving` makes a context around every request that has a server, `daemon` returns the daemon's last message (empty without one), and
     `ask_daemon` asks it something, see `autospec.service.control`.
     """
 
@@ -117,7 +119,6 @@ class Proxy:
         self._daemon = daemon
         self._classify = classify
         self._samples = samples
-        self._serving = serving
         self._started = time.time()
         self._upstream = Upstream()
         self._metrics = Metrics(lambda: self.in_flight, lambda: samples.lost, dispatch.status)
@@ -141,6 +142,7 @@ class Proxy:
             left=self._left,
             retried=self._metrics.retried,
             refused=self._metrics.refused,
+            serving=serving,
             keep_credentials=not rules.access.api_key,
             comments=rules.comments,
         )
@@ -225,9 +227,7 @@ class Proxy:
         self.in_flight += 1
         self._awake.begin()
         try:
-            # A probe does not keep a daemon from measuring.
-            with contextlib.nullcontext() if wanted.is_probe else self._serving():
-                return await self._relay.answer(request, wanted, body)
+            return await self._relay.answer(request, wanted, body)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
@@ -251,7 +251,13 @@ class Proxy:
             _LOG.info("proxy: %s %s", path, json.dumps(intake.document, ensure_ascii=False))
         document = intake.document
         if document is None or not generates(path):
-            wanted = RouteRequest(model, drafting_off=drafting_off, is_probe=is_probe)
+            wanted = RouteRequest(
+                model,
+                drafting_off=drafting_off,
+                is_probe=is_probe,
+                images=hears(path),
+                embeds=embeds(path),
+            )
         else:
             wanted = RouteRequest(
                 model,

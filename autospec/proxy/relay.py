@@ -191,8 +191,9 @@ class Relay:
     """Forwards requests to leased servers.
 
     `seen` gets the outcome of each attempt, `left` a request whose client left while it waited for a server and how many seconds it
-    had waited, `retried` the model of each second attempt, and `refused` the code of an error that is told as an event. `comments` go
-    to streaming clients whose request waits.
+    had waited, `retried` the model of each second attempt, and `refused` the code of an error that is told as an event. `serving` makes a
+    context around each attempt, which keeps a daemon from measuring: a launch does that by itself, and a request that gets no server, for
+    an unknown model, need not. `comments` go to streaming clients whose request waits.
     """
 
     def __init__(
@@ -204,6 +205,7 @@ class Relay:
         left: Callable[[RouteRequest, float], None],
         retried: Callable[[str], None],
         refused: Callable[[str], None],
+        serving: Callable[[], contextlib.AbstractContextManager[None]],
         keep_credentials: bool,
         comments: bool,
     ) -> None:
@@ -213,6 +215,7 @@ class Relay:
         self._left = left
         self._retried = retried
         self._refused = refused
+        self._serving = serving
         self._keep_credentials = keep_credentials
         self._comments = comments
 
@@ -270,7 +273,8 @@ class Relay:
                 sent = CIMultiDict(headers)
                 sent.update(lease.headers)
                 try:
-                    return await passage.run(self._upstream, sent, content)
+                    with contextlib.nullcontext() if wanted.is_probe else self._serving():
+                        return await passage.run(self._upstream, sent, content)
                 except _BrokeEarlyError as broke:
                     _LOG.warning(
                         "proxy: %s broke the connection before it answered: %s", lease.model, broke.__cause__

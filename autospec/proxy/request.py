@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesParser
 from typing import Any
 
 import orjson
@@ -31,11 +33,13 @@ __all__ = [
     "Refused",
     "RequestBody",
     "check_name",
+    "embeds",
     "for_backend",
     "for_client",
     "forced_prompt_type",
     "generates",
     "has_images",
+    "hears",
     "parse",
     "prompt_size",
     "read_body",
@@ -114,6 +118,7 @@ _BEFORE_JSON = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*")
 _GENERATING = frozenset(
     {"/chat/completions", "/completions", "/completion", "/responses", "/messages", "/infill"}
 )
+_EMBEDDING = frozenset({"/embeddings", "/embedding", "/rerank", "/reranking"})
 
 
 class Refused(Exception):  # noqa: N818 - the request is at fault, not the proxy
@@ -167,6 +172,16 @@ class ProxyRequest:
 def generates(path: str) -> bool:
     """True if a POST to this path generates text, so that drafting matters."""
     return path.removeprefix("/v1") in _GENERATING
+
+
+def embeds(path: str) -> bool:
+    """True if a POST to this path asks for embeddings, or for texts to be ranked."""
+    return path.removeprefix("/v1") in _EMBEDDING
+
+
+def hears(path: str) -> bool:
+    """True if a POST to this path sends a sound in a form, for which a server needs a projector."""
+    return path.removeprefix("/v1") == "/audio/transcriptions"
 
 
 # Content parts with something else than text: OpenAI's chat, its responses, Anthropic's messages.
@@ -288,8 +303,8 @@ async def _next_part(request: web.BaseRequest) -> bytes:
 def parse(content: bytes, headers: Mapping[str, str]) -> ProxyRequest:
     """Find the model and the prompt in a body.
 
-    A body that is not a JSON object (a form, an array, an empty body) passes without a model. Invalid JSON and compressed
-    bodies are refused, because they do not say which model they are for.
+    A form of parts may have a field `model`. Any other body that is not a JSON object (an array, an empty body) passes without a
+    model. Invalid JSON and compressed bodies are refused, because they do not say which model they are for.
 
     Raises:
         Refused: The body is compressed, or its JSON is invalid, nested too deeply, or its model is no string or too long.
@@ -297,8 +312,11 @@ def parse(content: bytes, headers: Mapping[str, str]) -> ProxyRequest:
     if content and not _is_plain(headers):
         message = "The proxy does not read compressed requests. Send the request without Content-Encoding."
         raise Refused(ProxyProblem(415, message, "unsupported_encoding"))
-    if not _looks_like_json(content, headers.get("Content-Type", "")):
-        return ProxyRequest(content)
+    content_type = headers.get("Content-Type", "")
+    if not _looks_like_json(content, content_type):
+        in_form = _model_in_form(content, content_type)
+        check_name(in_form)
+        return ProxyRequest(content, model=in_form)
     try:
         document = _loads(content)
     except RecursionError:
@@ -443,6 +461,36 @@ def _looks_like_json(content: bytes, content_type: str) -> bool:
         return False
     # curl declares JSON as a form by default, and llama-server reads it as JSON.
     return kind.endswith("json") or content.startswith(b"{", start)
+
+
+# The headers of a part are a few short lines, and a form has a handful of parts.
+_PART_HEADERS_BYTES = 4096
+_MOST_PARTS = 64
+
+
+def _model_in_form(content: bytes, content_type: str) -> str:
+    """The field `model` of a form (RFC 7578), wherever it stands: some clients send the file first. Empty if there is none."""
+    form = Message()
+    form["Content-Type"] = content_type
+    boundary = form.get_boundary()
+    if form.get_content_type() != "multipart/form-data" or not boundary:
+        return ""
+    delimiter = b"--" + boundary.encode(errors="replace")
+    at = content.find(delimiter)
+    for _ in range(_MOST_PARTS):
+        begin = at + len(delimiter)
+        if at < 0 or content.startswith(b"--", begin):
+            break
+        end = content.find(b"\r\n\r\n", begin, begin + _PART_HEADERS_BYTES)
+        # The line break before a delimiter belongs to it, also that of an empty value.
+        at = content.find(b"\r\n" + delimiter, end + 2)
+        if end < 0 or at < 0:
+            break
+        part = BytesParser().parsebytes(content[begin:end].partition(b"\r\n")[2], headersonly=True)
+        if part.get_param("name", header="Content-Disposition") == "model" and part.get_filename() is None:
+            return content[end + 4 : at].decode(errors="replace").strip()
+        at += 2
+    return ""
 
 
 def _malformed(reason: str) -> ProxyProblem:

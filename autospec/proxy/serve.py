@@ -15,6 +15,7 @@ import gc
 import logging
 import resource
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -181,9 +182,8 @@ async def listen(
     runner = web.ServerRunner(ProxyServer(proxy.handle, proxy.count_refused), shutdown_timeout=grace_s / 2)
     try:
         await runner.setup()
-        site = web.TCPSite(runner, host, port, backlog=_BACKLOG)
         try:
-            await site.start()
+            await _site(runner, host, port).start()
         except OSError as error:
             raise _cannot_listen(error, host, port) from error
         # Imported objects live as long as the process; garbage collection over them would stall streams for milliseconds.
@@ -195,6 +195,14 @@ async def listen(
     finally:
         proxy.stop_events()
         await _close(runner.cleanup, proxy.close, partial(_end, samples))
+
+
+def _site(runner: web.ServerRunner, host: str, port: int) -> web.BaseSite:
+    """Where to listen. With ``::`` that is IPv4 too, as for most servers; asyncio's own sockets would leave it out."""
+    if host != "::" or not socket.has_dualstack_ipv6():
+        return web.TCPSite(runner, host, port, backlog=_BACKLOG)
+    both = socket.create_server((host, port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+    return web.SockSite(runner, both, backlog=_BACKLOG)
 
 
 async def run(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import plistlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -39,7 +39,7 @@ __all__ = [
     "Systemd",
     "exit_code_for",
     "fields_of",
-    "shorten_log",
+    "kept_short",
 ]
 
 # The arguments of autospec in the service.
@@ -288,11 +288,23 @@ def exit_code_for(code: int, environ: Mapping[str, str], parent_pid: int) -> int
     return 0 if is_agent and code == _WRONG_SETTING else code
 
 
-def shorten_log(log: Path) -> None:
-    """Empty a log that has grown too long. launchd appends, so it goes on in the emptied file."""
-    with suppress(OSError):
-        if log.stat().st_size > _LOG_LIMIT_BYTES:
-            os.truncate(log, 0)
+def kept_short(log: Path, tell: Callable[[str], None]) -> Callable[[str], None]:
+    """`tell`, which empties the log that it ends in if that has grown too long. This call does so, too.
+
+    launchd appends, so it goes on in the emptied file.
+    """
+
+    def shorten() -> None:
+        with suppress(OSError):
+            if log.stat().st_size > _LOG_LIMIT_BYTES:
+                os.truncate(log, 0)
+
+    def told(sentence: str) -> None:
+        shorten()
+        tell(sentence)
+
+    shorten()  # also for a daemon that fails before it tells anything, and is started again every 30 seconds
+    return told
 
 
 def fields_of(text: str) -> dict[str, str]:

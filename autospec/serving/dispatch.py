@@ -116,6 +116,7 @@ class RouteRequest:
         is_probe: True for a health check, a dashboard or a page of a running server, which is no use of its model.
         waited_s: How long the request has already waited for a server that then broke.
         images: True if the prompt has an image, a sound or a video, which takes a server with a projector.
+        embeds: True if it asks for embeddings, or for texts to be ranked.
         number: The same for all attempts at one request.
     """
 
@@ -126,6 +127,7 @@ class RouteRequest:
     is_probe: bool = False
     waited_s: float = 0.0
     images: bool = False
+    embeds: bool = False
     number: int = field(default_factory=itertools.count(1).__next__, compare=False, kw_only=True)
 
     @property

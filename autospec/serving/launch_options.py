@@ -45,6 +45,7 @@ _MEMORY_SHARE: Final = 0.75
 _UNKNOWN_MEMORY_BYTES: Final = 8 * _GIB
 # `-ngl 99` and more mean all layers, as people write it. Whether fewer are all of them differs by model.
 _ALL_LAYERS: Final = 99
+_EMBEDDING_FLAGS: Final = frozenset({"--embedding", "--embeddings", "--rerank", "--reranking"})
 # Compute buffers, the program and its libraries: 100 to 400 MB for llama-server with default batch sizes.
 _BUFFERS_BYTES: Final = 256 * 1024**2
 # For launches without a measured time: 0.9 GB took 1.6 to 2.2 s from a warm cache, a cold disk reads 1 GB/s.
@@ -189,11 +190,16 @@ class LaunchOptions:
         self.registry = registry
         self.known: Mapping[str, ModelAdvice] = {}
         self._settings = settings
-        of_gguf = registry.engines.get("gguf")
-        self.limit_bytes = memory_limit_bytes(settings, hardware, of_gguf.backend if of_gguf else None)
+        self._hardware = hardware
+        self.limit_bytes = self.read_limit()
         self._on_cpu = not hardware.gpu
         self._pool = pool
         self._backoff = backoff
+
+    def read_limit(self) -> int:
+        """The memory limit with the builds that are there now; blocks, as one may be asked for its cards."""
+        of_gguf = self.registry.engines.get("gguf")
+        return memory_limit_bytes(self._settings, self._hardware, of_gguf.backend if of_gguf else None)
 
     def of(self, name: str) -> ModelAdvice:
         """The recommendations for a model."""
@@ -233,6 +239,13 @@ class LaunchOptions:
         """True if a server of the model loads a projector, where its build can load one with its drafting."""
         model = self.registry.named(name)
         return self.projector(model) is not None or loads_projector(self.args(model))
+
+    def embeds(self, name: str) -> bool:
+        """True if the user's arguments let the servers of the model make embeddings, or if the server is not autospec's."""
+        model, engine = self.served(name)
+        return engine.backend.name == "attached" or any(
+            flag in _EMBEDDING_FLAGS for flag, _ in options_in(self.args(model))
+        )
 
     def possible(self, model: Model, now_s: float) -> tuple[LaunchEstimate, ...]:
         """Off, and every recommended drafting that may be launched now."""

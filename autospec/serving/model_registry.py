@@ -13,19 +13,28 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from autospec.backends.protocol import Backend, Capabilities, DraftsPerRequest
-from autospec.catalog.model import Format, Model
-from autospec.catalog.resolve import OwnSettings, choose
+from autospec.catalog.model import Format, Model, Role
+from autospec.catalog.resolve import OwnSettings, answering, choose
 from autospec.catalog.scan import scan
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, UnknownModelError
 from autospec.files import replace_file
 from autospec.settings import Settings
 
-__all__ = ["DraftingSwitches", "Engine", "ModelRegistry", "engines_of", "read_registry", "switches_path"]
+__all__ = [
+    "EMBEDDINGS_HINT",
+    "DraftingSwitches",
+    "Engine",
+    "ModelRegistry",
+    "engines_of",
+    "read_registry",
+    "switches_path",
+]
 
 _log = logging.getLogger(__name__)
 # Cached names of clients; more than this is a client that guesses names.
 _MOST_REMEMBERED: Final = 1024
+EMBEDDINGS_HINT: Final = "Run an embedding model with a llama-server of your own (--embeddings, or --reranking), and give your client its address."
 # Backend for a format that the chosen backend cannot read; empty for the chosen backend itself.
 _BY_FORMAT: Final[dict[Format, str]] = {"gguf": "", "mlx": "mlx"}
 
@@ -56,7 +65,7 @@ class ModelRegistry:
     Every complete language model is offered, including small ones that also serve as draft models. Draft heads are not:
     they cannot answer alone. Nor are models of a format without an engine; `refused` says why, by format. `own` is what the
     config says of single models, and `sizes` has the bytes of the files that servers load besides models. `silent` are folders that
-    did not answer the scan.
+    did not answer the scan. `others` are files that are no language models, see `Catalog`.
     """
 
     def __init__(
@@ -68,9 +77,11 @@ class ModelRegistry:
         sizes: Mapping[Path, int] = MappingProxyType({}),
         *,
         silent: Sequence[Path] = (),
+        others: Mapping[str, Role] = MappingProxyType({}),
     ) -> None:
         self.catalog = models
         self.silent = silent
+        self.others = others
         self.own = own or OwnSettings()
         self.sizes = sizes
         # Of several files with one name only the first is offered.
@@ -124,7 +135,8 @@ class ModelRegistry:
 
     def _with(self, **changes: Any) -> ModelRegistry:
         now = {"models": self.catalog, "engines": self.engines, "refused": self._reasons, "own": self.own}
-        return ModelRegistry(**{**now, "sizes": self.sizes, "silent": self.silent, **changes})
+        more = {"sizes": self.sizes, "silent": self.silent, "others": self.others}
+        return ModelRegistry(**{**now, **more, **changes})
 
     def find(self, name: str) -> Model:
         """Find the model with a client's name for it, or with the path of an offered model; other paths are refused.
@@ -150,7 +162,16 @@ class ModelRegistry:
                 f"The models here are: {', '.join(names) or 'none'}.",
                 known=names,
             )
-        return choose(self.models, name)
+        try:
+            return choose(self.models, name)
+        except UnknownModelError:
+            embedding = [other for other, role in self.others.items() if role == "embedding"]
+            for found in answering(embedding, name, lambda other: (other,)):
+                raise UnknownModelError(
+                    f"{found} makes embeddings or ranks texts. The proxy serves models that write text.",
+                    EMBEDDINGS_HINT,
+                ) from None
+            raise
 
 
 def engines_of(
@@ -186,7 +207,13 @@ def read_registry(
     for folder in catalog.silent:
         _log.warning("%s does not answer; what an earlier scan found in it stays.", folder)
     return ModelRegistry(
-        catalog.models, engines, refused, catalog.own, _sizes(catalog.own), silent=catalog.silent
+        catalog.models,
+        engines,
+        refused,
+        catalog.own,
+        _sizes(catalog.own),
+        silent=catalog.silent,
+        others=catalog.others,
     )
 
 

@@ -17,16 +17,16 @@ from types import MappingProxyType
 from typing import Final
 
 from autospec.catalog.model import Format
-from autospec.cells import Hardware, PromptType
+from autospec.cells import Build, Hardware, PromptType
 from autospec.drafting import OFF, Drafting
-from autospec.errors import LaunchError, OverloadedError
+from autospec.errors import LaunchError, OverloadedError, UsageError
 from autospec.formats import counted
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.serving.advice import ModelAdvice, beyond
 from autospec.serving.dispatch import Limit, RouteRequest, WhyOff
-from autospec.serving.instance import InstanceState, ServerInstance
+from autospec.serving.instance import InstanceState, ServerInstance, in_thread
 from autospec.serving.launch_options import Backoff, LaunchOptions
-from autospec.serving.model_registry import ModelRegistry
+from autospec.serving.model_registry import EMBEDDINGS_HINT, Engine, ModelRegistry
 from autospec.serving.plan import Plan, make_plan
 from autospec.serving.plan_inputs import (
     Capacity,
@@ -37,10 +37,12 @@ from autospec.serving.plan_inputs import (
     advice_from,
 )
 from autospec.serving.server_pool import (
+    LEND_AGAIN_S,
     MeasuringDaemon,
     RequestQueue,
     ServerLease,
     ServerPool,
+    Waiting,
     WaitingRequest,
     next_actions,
 )
@@ -123,6 +125,7 @@ class Reconciler:
         Raises:
             OverloadedError: The queue is full, or the deadline passed; for a probe, no server runs.
             LaunchError: The model does not start, not even without drafting.
+            UsageError: It asks for embeddings, which no server of the model makes.
         """
         now, model = self._clock(), request.model
         if request.is_probe:
@@ -130,6 +133,11 @@ class Reconciler:
             if (probed := self._lend(replace(request, drafting_off=False))) is not None:
                 return probed
             raise OverloadedError(f"No server of {model} runs now.", "Try again in a moment.")
+        if request.embeds and not self.options.embeds(model):  # before a server is started for it
+            raise UsageError(
+                f"The server of {model} writes text: it makes no embeddings and ranks no texts.",
+                EMBEDDINGS_HINT,
+            )
         hopeless = self._hopeless(request, now)
         # A request that is refused must not make the servers start one for it.
         self.demand.asked(model, now, drafting_off=hopeless is None and self._takes_off_server(request))
@@ -174,6 +182,8 @@ class Reconciler:
         self._missed_since_s = {kind: self._missed_since_s.get(kind, now) for kind in missed}
         kept = {kind: before[kind] for kind in missed if now - self._missed_since_s[kind] < MISSED_S}
         self.options.registry = registry = registry.with_engines(kept)
+        if _build_of(registry.engines) != _build_of(before):
+            in_thread(self.options.read_limit).add_done_callback(self._limited)
         for launch in self.pool:
             if registry.has(launch.model):
                 launch.outdated = launch.identity != self.options.identity(launch.model, launch.drafting)
@@ -189,6 +199,13 @@ class Reconciler:
                     ),
                     name,
                 )
+        self._changed()
+
+    def _limited(self, limit: asyncio.Future[int]) -> None:
+        """Take the memory limit of a new build, which may use other cards than the one before."""
+        if limit.cancelled() or limit.exception() is not None:
+            return  # no thread was free; the limit stays
+        self.memory_bytes = self.options.limit_bytes = limit.result()
         self._changed()
 
     def unload(self, model: str) -> int:
@@ -250,7 +267,14 @@ class Reconciler:
         if self._daemon is not None and self._daemon.measuring and not len(self.queue):
             # Nobody waits for a switch, which would disturb the measurement; what is kept by no plan is stopped.
             held, kept = [launch for launch in held if launch.model not in kept], {}
-        actions = next_actions(held, kept, self.memory_bytes)
+        actions = next_actions(
+            held,
+            kept,
+            self.memory_bytes,
+            self._waiting(now),
+            now_s=now,
+            patience_s=min(LEND_AGAIN_S, self.queue.deadline_s / 2),
+        )
         self.pool.drain(actions)
         # Where two servers do not fit, none runs between the old one and the new one.
         drained = {launch.model for launch in held if launch.number in actions.drain}
@@ -267,6 +291,26 @@ class Reconciler:
                     identity=self.options.identity(name, entry.drafting),
                 )
         self.queue.serve(self._lend)
+
+    def _waiting(self, now_s: float) -> dict[str, Waiting]:
+        """The queue by model."""
+        found: dict[str, Waiting] = {}
+        for waiting in self.queue:
+            model, waited_s = waiting.request.model, now_s - waiting.since_s
+            before = found.get(model, Waiting(0.0))
+            for_another = before.for_another or self._waits_for_another(waiting.request)
+            found[model] = Waiting(max(before.longest_s, waited_s), for_another)
+        return found
+
+    def _waits_for_another(self, request: RouteRequest) -> bool:
+        """True if no server that the model has or starts now can answer a request."""
+        states = (InstanceState.STARTING, InstanceState.READY, InstanceState.DRAINING)
+        there = [launch for launch in self.pool.of(request.model) if launch.state in states]
+        if not there or any(launch.drafting.is_off for launch in there):
+            return False
+        sees = request.images and self.options.takes_images(request.model)
+        blind = all(la.state is not InstanceState.STARTING and not la.takes_images for la in there)
+        return self._takes_off_server(request) or (sees and blind)
 
     def _demands(self, now_s: float) -> list[ModelDemand]:
         demands = []
@@ -530,6 +574,11 @@ class Reconciler:
     def _changed(self) -> None:
         self._plan_is_old = True
         self._kicked.set()
+
+
+def _build_of(engines: Mapping[Format, Engine]) -> Build | None:
+    """The build that serves GGUF files."""
+    return engines["gguf"].capabilities.build if "gguf" in engines else None
 
 
 def _drafts_blindly(launch: ServerInstance) -> bool:

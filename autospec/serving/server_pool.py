@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -25,11 +25,13 @@ from autospec.serving.model_registry import Engine
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
 
 __all__ = [
+    "LEND_AGAIN_S",
     "MeasuringDaemon",
     "PoolActions",
     "RequestQueue",
     "ServerLease",
     "ServerPool",
+    "Waiting",
     "WaitingRequest",
     "next_actions",
 ]
@@ -39,38 +41,107 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PoolActions:
-    """Servers to start, by model, and the numbers of those to drain."""
+    """Servers to start, by model, and the numbers of those to drain, and of draining ones to lend again."""
 
     start: tuple[tuple[str, LaunchEstimate], ...] = ()
     drain: tuple[int, ...] = ()
+    lend_again: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The requests for one model that wait.
+
+    Attributes:
+        longest_s: How long the oldest one has waited.
+        for_another: True if one of them can be answered by none of the servers that the model has or starts now.
+    """
+
+    longest_s: float
+    for_another: bool = False
+
+
+# A server that is only to be replaced by a better one, beside which that one does not fit, is drained when no request is on it; if there is
+# no such moment for `_BUSY_S`, between two requests. New ones wait for its last answers meanwhile, but not longer than this: some answers
+# take ten minutes, and clients and `queue_deadline` give up after five.
+_BUSY_S: Final = 600.0
+LEND_AGAIN_S: Final = 60.0
 
 
 def next_actions(
-    servers: Sequence[ServerInstance], kept: Mapping[str, Sequence[LaunchEstimate]], limit_bytes: int
+    servers: Sequence[ServerInstance],
+    kept: Mapping[str, Sequence[LaunchEstimate]],
+    limit_bytes: int,
+    waiting: Mapping[str, Waiting] = MappingProxyType({}),
+    *,
+    now_s: float = 0.0,
+    patience_s: float = LEND_AGAIN_S,
 ) -> PoolActions:
     """What to do now so that `kept` runs (by model, the most important first). Pure, without memory of earlier calls.
 
     A new server starts as soon as it fits beside everything that holds memory. What it replaces is drained when all of its
-    model's servers are ready; a server whose build or file was replaced is replaced like that, too. If it does not fit, unwanted servers are drained first, and requests wait. A server larger than
-    the limit still starts, alone.
+    model's servers are ready; a server whose build or file was replaced is replaced like that, too. If it does not fit, unwanted
+    servers are drained first, and requests wait. A server larger than the limit still starts, alone.
+
+    Where the model has a server that can answer, the new one is only better. The old one then stays until no request is on it, for
+    `_BUSY_S` at most: its longest answer may take longer than new requests wait. If it is drained, and a request has waited for
+    `patience_s`, it is lent again. It is lent again at once if it is kept after all.
     """
     unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
     holding = _footprints(servers)
     start: list[tuple[str, LaunchEstimate]] = []
     drain: list[int] = []
+    again = _lent_again(servers, kept, waiting, patience_s)
     for model, wanted in kept.items():
-        missing = [entry for entry in wanted if not _runs(model, entry.drafting, servers)]
+        missing = [entry for entry in wanted if not _runs(model, entry.drafting, servers, again=again)]
+        asked = waiting.get(model)
+        answers = any(s.model == model and (s.state.live or s.number in again) for s in servers)
+        can_wait = asked is None or (answers and not asked.for_another)
         for entry in missing:
             if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
-                drain += _make_room(servers, unwanted, entry, limit_bytes)
+                quiet = [server for server in unwanted if not can_wait or _is_quiet(server, waiting, now_s)]
+                victims, enough = _make_room(servers, quiet, entry, limit_bytes)
+                if can_wait and not enough:
+                    break
                 # Less important models must not take the memory that is being freed.
-                return PoolActions(tuple(start), tuple(dict.fromkeys(drain)))
+                return PoolActions(tuple(start), tuple(dict.fromkeys([*drain, *victims])), again)
             start.append((model, entry))
             holding.append(entry.footprint)
         if all(_runs(model, entry.drafting, servers, ready=True) for entry in wanted):
             drain += [server.number for server in unwanted if server.model == model]
     drain += [server.number for server in unwanted if server.model not in kept]
-    return PoolActions(tuple(start), tuple(dict.fromkeys(drain)))
+    return PoolActions(tuple(start), tuple(dict.fromkeys(drain)), again)
+
+
+def _is_quiet(server: ServerInstance, waiting: Mapping[str, Waiting], now_s: float) -> bool:
+    """True if no request needs a server while another one starts, or if there was no such moment for `_BUSY_S`."""
+    if server.state is InstanceState.STARTING:
+        return server.model not in waiting
+    return server.leases == 0 or now_s - server.busy_since_s >= _BUSY_S
+
+
+def _lent_again(
+    servers: Sequence[ServerInstance],
+    kept: Mapping[str, Sequence[LaunchEstimate]],
+    waiting: Mapping[str, Waiting],
+    patience_s: float,
+) -> tuple[int, ...]:
+    """The draining servers that are kept after all, or for which a request has waited long enough."""
+    needed = {m for m in waiting if any(not _runs(m, entry.drafting, servers) for entry in kept.get(m, ()))}
+    again: list[int] = []
+    for server in servers:
+        if server.state is not InstanceState.DRAINING or server.model not in kept:
+            continue
+        asked = waiting.get(server.model)
+        waited = asked is not None and not asked.for_another and asked.longest_s >= patience_s
+        alone = not any(s.model == server.model and s.state.live for s in servers)
+        if _is_kept(server, kept):
+            wanted = not _runs(server.model, server.drafting, servers, again=again)
+        else:
+            wanted = waited and alone and needed <= {server.model}  # no other model waits for its memory
+        if wanted:
+            again.append(server.number)
+    return tuple(again)
 
 
 def _make_room(
@@ -78,8 +149,8 @@ def _make_room(
     unwanted: Sequence[ServerInstance],
     entry: LaunchEstimate,
     limit_bytes: int,
-) -> list[int]:
-    """The fewest unwanted servers to drain, the least useful first; none if those that stop already are enough."""
+) -> tuple[list[int], bool]:
+    """The fewest unwanted servers to drain, the least useful first, and whether with those that stop already they are enough."""
     staying = [server for server in servers if server.state.live]
     chosen = []
     for victim in sorted(unwanted, key=lambda server: (server.leases > 0, server.used_at_s)):
@@ -87,7 +158,8 @@ def _make_room(
             break
         staying.remove(victim)
         chosen.append(victim.number)
-    return chosen
+    left_bytes = MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint])
+    return chosen, not staying or left_bytes <= limit_bytes
 
 
 def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[LaunchEstimate]]) -> bool:
@@ -96,12 +168,19 @@ def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[LaunchEstimate]
     )
 
 
-def _runs(model: str, drafting: Drafting, servers: Iterable[ServerInstance], *, ready: bool = False) -> bool:
+def _runs(
+    model: str,
+    drafting: Drafting,
+    servers: Iterable[ServerInstance],
+    *,
+    ready: bool = False,
+    again: Sequence[int] = (),
+) -> bool:
     return any(
         server.model == model
         and server.drafting == drafting
         and not server.outdated
-        and (server.state is InstanceState.READY if ready else server.state.live)
+        and (server.state is InstanceState.READY if ready else server.state.live or server.number in again)
         for server in servers
     )
 
@@ -127,13 +206,14 @@ _MOST_TIMEOUT_S: Final = 600.0
 
 
 def _serve(
-    engine: Engine, model: Model, entry: LaunchEstimate, args: tuple[str, ...], projector: Path | None
+    engine: Engine, model: Model, drafting: Drafting, settings: LaunchSettings, projector: Path | None
 ) -> Server:
     """Start a server and wait until it is ready; as `Backend.launch`, but refuses one whose text could be wrong, see `_NO_CACHE`."""
     # A projector that nobody named must not keep a model from answering: if the server does not start with it, it starts without.
     if projector is not None:
+        seeing = replace(settings, args=(*settings.args, "--mmproj", str(projector)))
         try:
-            return _serve(engine, model, entry, (*args, "--mmproj", str(projector)), None)
+            return _serve(engine, model, drafting, seeing, None)
         except (LaunchError, UsageError, UnsupportedError) as error:
             if isinstance(error, LaunchError) and not _PROJECTOR.search(
                 "\n".join((error.message, *error.log_tail))
@@ -146,11 +226,8 @@ def _serve(
                 error,
             )
     # The settings for measuring switch the cache off: they are tried if those for serving leave a harmful cache on.
-    longest_s = max(entry.launch_s, entry.cold_s)
-    timeout_s = min(max(_PATIENCE * longest_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
     for serving in (True, False):
-        settings = LaunchSettings(args, timeout_s, serving=serving, served_as=model.name)
-        server = engine.backend.launch(str(model.path), entry.drafting, settings)
+        server = engine.backend.launch(str(model.path), drafting, replace(settings, serving=serving))
         if _text_is_right(engine, server):
             return server
         server.stop()
@@ -243,11 +320,16 @@ class ServerPool:
     ) -> ServerInstance:
         """Add a server and start it, with the user's arguments, and with a projector if the server can load it."""
         daemon = self._daemon
+        longest_s = max(entry.launch_s, entry.cold_s)
+        timeout_s = min(max(_PATIENCE * longest_s, _LEAST_TIMEOUT_S), _MOST_TIMEOUT_S)
+        settings = LaunchSettings(args, timeout_s, served_as=model.name)
         launch = ServerInstance(
             model.name,
             entry.drafting,
             entry.footprint,
-            lambda: _serve(engine, model, entry, args, projector),
+            lambda started: _serve(
+                engine, model, entry.drafting, replace(settings, started=started), projector
+            ),
             changed=self._changed,
             clock=self._clock,
             first=None if daemon is None else daemon.machine_is_free,
@@ -261,10 +343,12 @@ class ServerPool:
         return launch
 
     def drain(self, actions: PoolActions) -> None:
-        """Drain the servers that the actions name."""
+        """Drain the servers that the actions name, and lend those again that they name for that."""
         for launch in self:
             if launch.number in actions.drain:
                 launch.drain()
+            elif launch.number in actions.lend_again:
+                launch.lend_again()
 
     def look(self) -> None:
         """Check every process; an error with one keeps no other from being checked."""

@@ -29,7 +29,12 @@ from autospec.serving.advice import (
 )
 from autospec.serving.dispatch import Offered, RouteRequest
 from autospec.serving.instance import ServerInstance, in_thread
-from autospec.serving.model_registry import DraftingSwitches, ModelRegistry, switches_path
+from autospec.serving.model_registry import (
+    EMBEDDINGS_HINT,
+    DraftingSwitches,
+    ModelRegistry,
+    switches_path,
+)
 from autospec.serving.plan_inputs import MemoryEstimate
 from autospec.serving.reconciler import MISSED_S, ProxyDependencies, Reconciler
 from autospec.serving.server_pool import ServerLease
@@ -117,7 +122,16 @@ class Supervisor:
         """See `Dispatch.lease`; raises `OverloadedError` also while the proxy is ending."""
         if self._closing:
             raise _shutting_down()
-        model = await self._find(wanted.model)
+        try:
+            model = await self._find(wanted.model)
+            if not (wanted.is_probe or self._reconciler.pool.live(model.name)) and self._may_be_outdated():
+                # Nobody scans while no server runs. A build that was replaced meanwhile would load the model twice.
+                await self._rescanned()
+                model = await self._find(wanted.model)
+        except UnknownModelError as error:
+            if wanted.embeds:  # the models that are here would not help
+                raise UnknownModelError(error.message, EMBEDDINGS_HINT) from None
+            raise
         return await self._reconciler.lend(
             wanted if wanted.model == model.name else replace(wanted, model=model.name)
         )
@@ -329,10 +343,12 @@ class Supervisor:
         """True if builds and files may have been replaced since the last scan, and that matters now; or if a late one ended."""
         if self._scanning is not None and self._scanning.done():
             return True
-        age_s = self._clock() - self._scanned_at_s
         if self._reconciler.is_unsettled:
-            return age_s >= MISSED_S
-        return age_s >= _SCAN_S and bool(self._reconciler.pool.held())
+            return self._clock() - self._scanned_at_s >= MISSED_S
+        return self._may_be_outdated() and bool(self._reconciler.pool.held())
+
+    def _may_be_outdated(self) -> bool:
+        return self._clock() - self._scanned_at_s >= _SCAN_S
 
     async def _find(self, name: str) -> Model:
         """The model with a client's name for it; without a name, the model of the last request or the only one."""

@@ -73,6 +73,20 @@ def test_never_ready(launched):
     assert not caught.value.permanent
 
 
+def test_ended_while_it_loads(launched):
+    """Another thread may end a launch that nobody needs any more: it does not wait until the model is loaded."""
+    loading, begun_s = threading.Event(), time.monotonic()
+
+    def started(end):
+        threading.Thread(target=lambda: loading.wait(10.0) and end()).start()
+        threading.Timer(0.3, loading.set).start()
+
+    with pytest.raises(LaunchError):
+        launched("never-ready", settings=LaunchSettings(ready_timeout_s=60.0, started=started))
+    assert loading.is_set()
+    assert time.monotonic() - begun_s < 30.0
+
+
 def test_never_listens(launched):
     """As above, for a server that hangs before it listens."""
     with pytest.raises(LaunchError, match=r"did not listen after 0.5 s"):

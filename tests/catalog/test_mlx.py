@@ -131,6 +131,12 @@ def test_mtp_layers_only_with_their_weights(tmp_path: Path) -> None:
         ({"architectures": None}, "text"),
         ({"architectures": ["BertModel"], "model_type": "bert"}, "embedding"),
         ({"architectures": ["Qwen3Model"]}, "embedding"),
+        ({"architectures": None, "model_type": "nomic_bert"}, "embedding"),
+        (
+            {"architectures": ["XLMRobertaForSequenceClassification"], "model_type": "xlm-roberta"},
+            "embedding",
+        ),
+        ({"architectures": ["ModernBertForMaskedLM"], "model_type": "modernbert"}, "embedding"),
         ({"architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper"}, "other"),
         ({"architectures": ["ViTForImageClassification"]}, "other"),
     ],
@@ -138,6 +144,14 @@ def test_mtp_layers_only_with_their_weights(tmp_path: Path) -> None:
 def test_role(tmp_path: Path, config: dict[str, object], role: str) -> None:
     """Folders of other kinds of models are told by their classes."""
     assert read_mlx(write_mlx(tmp_path / "m", config=config)).role == role
+
+
+def test_a_folder_of_sentence_transformers_makes_embeddings(tmp_path: Path) -> None:
+    """Qwen3-Embedding has the class and the weights of a language model."""
+    folder = write_mlx(tmp_path / "m", config={"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"})
+    assert read_mlx(folder).role == "text"
+    (folder / "modules.json").write_text("[]")
+    assert read_mlx(folder).role == "embedding"
 
 
 @pytest.mark.parametrize(

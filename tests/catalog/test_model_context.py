@@ -81,7 +81,7 @@ def proxys(args: tuple[str, ...]) -> int:
     backend = FakeBackend()
     offers = ModelRegistry((MODEL,), {MODEL.format: Engine(backend, backend.capabilities())})
     overrides = {"memory_limit": 1024.0, "server_args": list(args), "context_tokens": UNSET}
-    settings, pool = load_settings(overrides=overrides), ServerPool(args, lambda: None, lambda: 0.0)
+    settings, pool = load_settings(overrides=overrides), ServerPool(lambda: None, lambda: 0.0)
     options = LaunchOptions(settings, HERE, offers, pool, Backoff())
     own_bytes = options.estimate("main", OFF).footprint.own_bytes
     none = footprint(MODEL, None, 0, maps_weights=True, limit_bytes=2**40).own_bytes

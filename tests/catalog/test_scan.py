@@ -164,6 +164,21 @@ class TestLayouts:
         write_gguf(models_dir / "imatrix.gguf", keys={"general.type": "imatrix"})
         assert look() == Catalog((), (), look().looked_in)
 
+    def test_embedding_models_are_told_by_their_names_too(self, look: Look, models_dir: Path) -> None:
+        """Some programs that convert Qwen3-Embedding do not write how it pools: it would be offered and tuned."""
+        write_gguf(models_dir / "Qwen3-Embedding-0.6B-Q8_0.gguf")
+        write_gguf(models_dir / "qwen3_reranker.gguf", seed=2)
+        write_gguf(models_dir / "Pangu-Embedded-7B.gguf", seed=3)
+        write_mlx(models_dir / "Qwen3-Embedding-4bit-DWQ")
+        write_mlx(models_dir / "Chat-4bit")
+        catalog = look()
+        assert names(catalog) == ["Chat-4bit", "Pangu-Embedded-7B"]
+        assert set(catalog.others.values()) == {"embedding"}
+        for name in (*catalog.others, str(models_dir / "qwen3_reranker.gguf")):
+            with pytest.raises(ModelChoiceError, match="makes embeddings or ranks texts, and writes none"):
+                catalog.find(name)
+        assert names(look()) == names(catalog)  # from the cache
+
     def test_split_is_listed_once(self, look: Look, models_dir: Path) -> None:
         """Three parts are one model."""
         for i in (1, 2, 3):

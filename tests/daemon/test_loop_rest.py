@@ -12,7 +12,7 @@ import pytest
 from autospec.daemon.loop import Daemon
 from autospec.daemon.policy import Signals
 from autospec.daemon.probes import ClientActivity
-from autospec.daemon.work import Memory, WorkItem
+from autospec.daemon.work import JumpWatch, Memory, WorkItem
 from autospec.hardware.readings import Power
 from autospec.settings import load_settings
 from tests.daemon.test_loop import ITEM, SetClock
@@ -162,3 +162,37 @@ def test_one_step_is_not_waited_for_while_a_request_is_served(resting: Resting):
     resting.hear("busy")
     assert resting.said == ["A request is being served."]
     assert resting.daemon._ending
+
+
+class SleepClock(SetClock):
+    """A clock whose machine sleeps when a test says so: only the time of day goes on."""
+
+    slept_s = 0.0
+
+    def wall(self) -> float:
+        """The time of day."""
+        return 1e9 + self.now_s + self.slept_s
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_after_a_sleep_the_idle_time_begins_anew(resting: Resting, asked: bool):
+    """The lid was opened, and a step began at once. A person who asks for it still gets it."""
+    clock = SleepClock()
+    daemon, resting.outlook.items = resting.daemon, [SMALL]
+    daemon.clock, daemon._jumps = clock, JumpWatch(clock)
+    daemon._listening.resume = lambda: None  # type: ignore[method-assign]
+    resting.outlook.take, resting.outlook.looking = lambda: None, True
+    daemon._turn()  # it looks for work meanwhile
+    resting.outlook.looking = False
+    resting.outlook.asked = {"small": set()} if asked else {}
+    clock.now_s, clock.slept_s = clock.now_s + 60.0, 8 * 3600.0
+    assert daemon._turn() == (5.0 if asked else 60.0)
+    assert resting.begun == ([SMALL] if asked else [])
+    if asked:
+        return
+    assert daemon.why == "the machine slept until 0 s ago, or its clock was set (daemon_idle is 5 min)"
+    clock.now_s += 299.0
+    assert daemon._turn() == 1.0
+    clock.now_s += 1.0
+    daemon._turn()
+    assert resting.begun == [SMALL]

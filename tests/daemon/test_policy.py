@@ -36,6 +36,10 @@ def test_a_quiet_machine_is_measured():
         ({"power": replace(MAINS, memory_short=True)}, "memory is short"),
         ({"power": replace(MAINS, thermal="throttled")}, "heat slows"),
         ({"user_idle_s": 5.0}, "the last input was 5 s ago"),
+        (
+            {"since_wake_s": 20.0},
+            "the machine slept until 20 s ago, or its clock was set (daemon_idle is 5 min)",
+        ),
         ({"other_load": 1.5}, "other programs use 1.5 of 4 cores"),
         ({"gpu_other_load": 0.29}, "other programs use 0.1 of 4 cores and 29 % of the GPU"),
         ({"other_load": 1.3, "cores": 8, "on_metal": True}, "other programs use 1.3 of 8 cores"),
@@ -56,6 +60,7 @@ def test_each_signal_alone_keeps_it_from_measuring(change, words):
         ({"power": replace(MAINS, on_battery=None)}, "power", True),
         ({"power": replace(MAINS, thermal="unknown")}, "heat", True),
         ({"user_idle_s": None}, "idle", True),
+        ({"unseen_input": "MX Keys"}, "idle", True),
         ({"other_load": None}, "load", False),
         ({"memory_available_bytes": None}, "memory", False),
     ],
@@ -79,6 +84,8 @@ def test_hours_may_reach_over_midnight(minute, expected):
 def test_the_next_look_is_when_the_answer_may_change():
     """Idle in 290 s: no look before; hours in six: one an hour; load: every half minute."""
     assert decide(replace(QUIET, user_idle_s=10.0), POLICY).recheck_s == 290.0
+    assert decide(replace(QUIET, since_wake_s=10.0), POLICY).recheck_s == 290.0
+    assert decide(replace(QUIET, since_wake_s=300.0), POLICY).go
     night = replace(POLICY, hours=((18 * 60, 19 * 60),))
     assert decide(QUIET, night).recheck_s == 3600.0
     assert decide(replace(QUIET, other_load=2.0), POLICY).recheck_s == 30.0

@@ -14,6 +14,7 @@ from autospec.hardware import gpu
 from autospec.hardware.gpu import GpuWatch
 from autospec.hardware.gpu_reading import GpuUse
 from autospec.hardware.readings import Power, ProcessTime, Reading
+from autospec.hardware.user_input import LastInput
 from tests.hardware.fake_gpus import Card, FakeNvml
 
 
@@ -34,7 +35,7 @@ def test_who_asks_twice_gets_the_same_answer(monkeypatch: pytest.MonkeyPatch):
     """Half a second later no new load can be told; the last one still holds, unless it is for a step under way."""
     readings = iter([reading(0.0, 100.0), reading(5.0, 105.0), reading(5.5, 105.5), reading(5.6, 105.6)])
     monkeypatch.setattr(module, "read", lambda *_: next(readings))
-    probes = Probes(Clock(), idle=lambda: None)
+    probes = Probes(Clock(), last_input=LastInput)
     assert probes.read(ClientActivity(), 0.0).other_load is None
     assert probes.read(ClientActivity(), 0.0).other_load == 1.0
     assert probes.read(ClientActivity(), 0.0).other_load == 1.0
@@ -53,7 +54,7 @@ def test_a_load_of_an_hour_ago_is_not_told_as_the_load_now(monkeypatch: pytest.M
         ]
     )
     monkeypatch.setattr(module, "read", lambda *_: next(readings))
-    probes = Probes(Clock(), idle=lambda: None)
+    probes = Probes(Clock(), last_input=LastInput)
     assert [probes.read(ClientActivity(), 0.0).other_load for _ in range(5)] == [None, 1.0, None, None, 2.0]
 
 
@@ -70,7 +71,9 @@ def test_free_memory_counts_up_to_the_limit_of_a_macs_gpu(monkeypatch: pytest.Mo
     free = replace(reading(0.0, 100.0), memory_available_bytes=20 << 30)
     monkeypatch.setattr(module, "read", lambda *_: free)
     monkeypatch.setattr(module, "shared_limit_bytes", lambda _: 10 << 30)
-    assert Probes(Clock(), idle=lambda: None).read(ClientActivity(), 0.0).memory_available_bytes == 10 << 30
+    assert (
+        Probes(Clock(), last_input=LastInput).read(ClientActivity(), 0.0).memory_available_bytes == 10 << 30
+    )
 
 
 @pytest.mark.parametrize(("on_battery", "gib"), [(False, 20 + 23), (None, 20 + 23), (True, 20)])
@@ -86,7 +89,7 @@ def test_free_memory_of_cards_counts(on_battery, gib, monkeypatch: pytest.Monkey
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if on_battery:
         monkeypatch.setattr(module, "cards", lambda _: pytest.fail("the GPU was looked at"))
-    signals = Probes(Clock(), idle=lambda: None, gpu=lambda: GpuWatch([])).read(ClientActivity(), 0.0)
+    signals = Probes(Clock(), last_input=LastInput, gpu=lambda: GpuWatch([])).read(ClientActivity(), 0.0)
     assert signals.memory_available_bytes == gib << 30
 
 
@@ -94,7 +97,7 @@ def test_a_control_group_without_memory_left_is_not_an_unknown_amount(monkeypatc
     """A limit that was lowered leaves 0 bytes: the daemon said that the free memory is unknown."""
     full = replace(reading(0.0, 100.0), memory_available_bytes=0)
     monkeypatch.setattr(module, "read", lambda *_: full)
-    assert Probes(Clock(), idle=lambda: None).read(ClientActivity(), 0.0).memory_available_bytes == 0
+    assert Probes(Clock(), last_input=LastInput).read(ClientActivity(), 0.0).memory_available_bytes == 0
 
 
 class Gpu:
@@ -120,7 +123,7 @@ def test_the_use_of_the_gpu_is_that_between_two_looks(monkeypatch: pytest.Monkey
     times = iter(range(0, 100, 5))
     monkeypatch.setattr(module, "read", lambda *_: reading(float(next(times)), 100.0))
     monkeypatch.setattr(module, "read_power", lambda: Power(on_battery=False))
-    probes = Probes(Clock(), idle=lambda: None, gpu=lambda: gpu)
+    probes = Probes(Clock(), last_input=LastInput, gpu=lambda: gpu)
     loads = [probes.read(ClientActivity(), 0.0, measuring=m).gpu_other_load for m in (False, False, True)]
     probes.forget_load()
     loads.append(probes.read(ClientActivity(), 0.0).gpu_other_load)
@@ -132,5 +135,5 @@ def test_on_battery_the_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     """Each look would keep a laptop's second GPU awake, and nothing is measured then."""
     monkeypatch.setattr(module, "read", lambda *_: reading(0.0, 100.0))
     monkeypatch.setattr(module, "read_power", lambda: Power(on_battery=True))
-    probes = Probes(Clock(), idle=lambda: None, gpu=lambda: pytest.fail("the GPU was looked at"))
+    probes = Probes(Clock(), last_input=LastInput, gpu=lambda: pytest.fail("the GPU was looked at"))
     assert probes.read(ClientActivity(), 0.0).gpu_other_load is None

@@ -6,18 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from autospec.hardware import readings
-from autospec.hardware.readings import (
-    available_memory_bytes,
-    parse_hid_idle,
-    parse_mutter_idle,
-    terminal_idle_s,
-)
+from autospec.hardware.readings import available_memory_bytes
 
 PMSET = """\
 System-wide power settings:
@@ -180,6 +174,38 @@ def test_the_clock_of_the_system_goes_on():
     assert last.memory_available_bytes > 0
 
 
+STAT = """\
+cpu  400 40 80 9000 10 4 8 12 0 0
+cpu0 100 10 20 2000 5 1 2 3 0 0
+cpu1 100 10 20 2000 5 1 2 3 0 0
+cpu10 200 20 40 5000 0 2 4 6 0 0
+intr 12345 0 9
+ctxt 678
+"""
+
+
+def test_only_the_processors_that_we_may_use_count():
+    """A container or a batch job with a part of a busy machine was disturbed for ever by those on the rest of it."""
+    own = readings.own_processors([1, 10], STAT)
+    assert own == {1, 10}
+    assert readings.parse_stat(STAT, own, 100) == (pytest.approx(3.99), pytest.approx(0.09))
+    assert readings.own_processors([0, 1, 10], STAT) is None
+    assert readings.own_processors([40, 41], STAT) is None  # lxcfs numbers its own from 0
+    assert readings.own_processors([0], "") is None
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the time of each processor")
+def test_a_reading_of_a_part_of_the_machine():
+    """On the real files, in a process that may use one processor only."""
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        " from autospec.hardware import readings; r = readings.read((), readings.Power()); print(r.cores, r.busy_s > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 True\n"
+
+
 def test_a_process_that_ended_is_left_out():
     """A server may die at any moment."""
     with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
@@ -196,28 +222,68 @@ def test_descendants_are_found():
     assert os.getpid() not in found
 
 
+def supply(kind: str, **files: str) -> dict[str, str]:
+    """The files of one supply."""
+    return {"type": kind, **files}
+
+
+BATTERY = supply("Battery", present="1", capacity="63", scope="System")
+DISCHARGING, CHARGING, KEPT = (BATTERY | {"status": s} for s in ("Discharging", "Charging", "Not charging"))
+MOUSE = supply("Battery", present="1", capacity="80", scope="Device", status="Discharging")
+IN, OUT = {"online": "1"}, {"online": "0"}
+
+
+# In the forms that owners of such machines publish.
 @pytest.mark.parametrize(
-    ("supplies", "own"),
+    ("supplies", "on_battery"),
     [
         ({}, False),
-        ({"AC": ("Mains", "")}, False),
-        ({"hidpp_battery_0": ("Battery", "Device")}, False),
-        ({"BAT0": ("Battery", ""), "hidpp_battery_0": ("Battery", "Device")}, True),
-        ({"macsmc-battery": ("Battery", "System")}, True),
+        ({"AC": supply("Mains", **IN)}, False),
+        ({"hidpp_battery_0": MOUSE}, False),  # a desktop with a wireless mouse
+        ({"ucsi-source-psy-USBC000:001": supply("USB", **OUT)}, False),  # a desktop with USB-C
+        ({"AC": supply("Mains", **OUT), "BAT0": DISCHARGING, "hidpp_battery_0": MOUSE}, True),
+        ({"AC": supply("Mains", **IN), "BAT0": KEPT}, False),  # a limit of charge, as of ThinkPads
+        ({"ADP1": supply("Mains", **IN), "BAT1": DISCHARGING}, False),  # a charger that is too weak
+        (
+            {"ADP1": supply("Mains", **OUT), "BAT0": KEPT, "BAT1": DISCHARGING},
+            True,
+        ),  # two batteries, one after the other
+        (
+            {"ADP1": supply("Mains", **OUT), "BAT0": BATTERY | {"present": "0"}},
+            False,
+        ),  # the battery is taken out
+        ({"hidpp_battery_0": MOUSE, "macsmc-ac": supply("Mains", **IN), "macsmc-battery": KEPT}, False),
+        (
+            {
+                "qcom-battmgr-ac": supply("Mains", **OUT),
+                "qcom-battmgr-bat": DISCHARGING,
+                "qcom-battmgr-usb": supply("USB", **OUT),
+                "qcom-battmgr-wls": supply("Wireless", **OUT),
+            },
+            True,
+        ),
+        (
+            {
+                "qcom-battmgr-ac": supply("Mains", **OUT),
+                "qcom-battmgr-bat": CHARGING,
+                "qcom-battmgr-usb": supply("USB", **IN),
+            },
+            False,
+        ),
+        ({"BAT0": DISCHARGING, "ucsi-source-psy-USBC000:001": supply("USB", **IN)}, True),
+        ({"CMB0": CHARGING}, False),
+        ({"CMB0": DISCHARGING}, True),
+        ({"CMB0": KEPT}, None),
     ],
 )
-def test_the_battery_of_a_mouse_is_none_of_the_machine(tmp_path, monkeypatch, supplies, own):
-    """A desktop with a wireless mouse was on battery for ever, so its daemon never measured."""
-    for name, (kind, scope) in supplies.items():
+def test_what_the_machine_runs_on(tmp_path, supplies, on_battery):
+    """By types, not by names: a Snapdragon laptop was on mains for ever, a desktop with a wireless mouse on battery."""
+    for name, files in supplies.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "type").write_text(f"{kind}\n")
-        if scope:
-            (tmp_path / name / "scope").write_text(f"{scope}\n")
-    mouse = SimpleNamespace(power_plugged=False, percent=80.0)
-    monkeypatch.setattr(readings.psutil, "sensors_battery", lambda: mouse, raising=False)
-    monkeypatch.setattr(readings, "_SUPPLIES", tmp_path)
-    monkeypatch.setattr(readings.sys, "platform", "linux")
-    assert readings._battery() == ((True, 80.0) if own else (False, None))
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(f"{text}\n")
+    own = any(f["type"] == "Battery" and f != MOUSE and f["present"] == "1" for f in supplies.values())
+    assert readings.linux_battery(tmp_path) == (on_battery, 63.0 if own else None)
 
 
 def test_power_is_read_without_a_crash():
@@ -242,25 +308,6 @@ def test_the_time_of_a_childs_ended_children_is_told():
         found = readings.read({child.pid}, readings.Power()).processes[child.pid]
         child.communicate(b"\n")
     assert found.reaped_s >= 0.19
-
-
-def test_idle_times_are_read_from_what_the_systems_print():
-    """Nanoseconds on macOS, milliseconds from GNOME; anything else is unknown."""
-    assert parse_hid_idle('    |   "HIDIdleTime" = 2500000000\n') == 2.5
-    assert parse_mutter_idle("(uint64 1500,)\n") == 1.5
-    assert parse_hid_idle("") is None
-    assert parse_mutter_idle("Error: no such name") is None
-
-
-def test_a_terminal_is_as_idle_as_its_last_reading(tmp_path: Path):
-    """The most recent one counts; a clock set back gives no negative time; none is unknown."""
-    for name, read_at in (("a", 100.0), ("b", 160.0)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (read_at, 0))
-    terminals = [tmp_path / "a", tmp_path / "b", tmp_path / "closed"]
-    assert terminal_idle_s(terminals, 200.0) == 40.0
-    assert terminal_idle_s(terminals, 50.0) == 0.0
-    assert terminal_idle_s([], 200.0) is None
 
 
 @pytest.mark.parametrize(("text", "short"), [("1\n", False), ("2\n", True), ("4\n", True), ("", None)])

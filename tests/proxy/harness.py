@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -167,15 +167,19 @@ def proxy_over(
     *,
     rules: Rules | None = None,
     classify: Classify = no_type,
+    serving: Callable[[], AbstractContextManager[None]] = nullcontext,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> Iterator[ListeningProxy]:
-    """A running proxy on a free port."""
+    """A running proxy, on a free port unless one is given."""
     context = listen(
         dispatch,
         rules or Rules(),
-        host="127.0.0.1",
-        port=0,
+        host=host,
+        port=port,
         storage=f"sqlite:///{storage}",
         classify=classify,
+        serving=serving,
         grace_s=1.0,
     )
     listening = loop.run(context.__aenter__())

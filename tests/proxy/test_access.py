@@ -37,6 +37,9 @@ def test_names_in_host(host, allowed):
     [
         ("http://localhost:3000", True),
         ("https://127.0.0.1", True),
+        ("http://0.0.0.0:8080", True),  # Open WebUI's log names its page so
+        ("http://[::]:8080", True),
+        ("http://0.0.0.1", False),
         ("vscode-webview://abc", True),
         ("file://", True),
         ("https://chat.example.org", True),

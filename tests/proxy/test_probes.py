@@ -121,21 +121,23 @@ def test_what_is_a_probe(proxy, dispatch, method, path, is_probe):
     assert ("autospec_wait_seconds_count{" in told) is not is_probe
 
 
-def test_probes_do_not_stop_a_measurement(proxy):
-    """A daemon that measures is told of requests, and a dashboard polls for ever (Proxy review 1)."""
+def test_only_requests_that_get_a_server_stop_a_measurement(loop, dispatch, backend, storage):
+    """A dashboard polls for ever (Proxy review 1), and a client may ask for ever for a model that is not here."""
     told = []
 
     @contextlib.contextmanager
     def serving():
-        told.append("a request")
+        told.append(len(backend.asked))
         yield
+        told.append("end")
 
-    proxy.proxy._serving = serving
-    for path in ("/health", "/slots", "/props"):
-        ask(proxy, "GET", path)
-    assert not told
-    ask(proxy, "POST", CHAT, json={"model": "main"})
-    assert told == ["a request"]
+    with proxy_over(loop, dispatch, storage, serving=serving) as proxy:
+        for path in ("/health", "/slots", "/props"):
+            assert ask(proxy, "GET", path).status_code == 200
+        assert ask(proxy, "POST", CHAT, json={"model": "gone"}).status_code == 404
+        assert not told
+        assert ask(proxy, "POST", CHAT, json={"model": "main"}).status_code == 200
+        assert told == [3, "end"]
 
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -182,11 +182,27 @@ def test_chunked_and_large_requests_pass(proxy, backend):
     assert [a.body == large for a in backend.asked] == [True, True]
 
 
-def test_form_passes_to_the_model_that_runs(proxy, backend):
-    """The proxy does not read a body that is not JSON."""
-    answer = httpx.post(proxy.base_url + "/v1/audio/transcriptions", files={"file": b"RIFF"}, trust_env=False)
-    assert answer.status_code == 200
-    assert b"RIFF" in backend.asked[0].body
+def test_a_form_passes_unchanged(proxy, backend, dispatch):
+    """To the model that it names, else to one that runs, and to a server that hears."""
+    for data in ({}, {"model": "MAIN", "language": "en"}):
+        answer = httpx.post(
+            proxy.base_url + "/v1/audio/transcriptions", data=data, files={"file": b"RIFF"}, trust_env=False
+        )
+        assert answer.status_code == 200
+        assert b"RIFF" in backend.asked[-1].body
+        assert dispatch.wanted[-1].images
+    assert [wanted.model for wanted in dispatch.wanted] == ["main", "MAIN"]
+
+
+def test_a_form_for_a_model_that_is_not_here_is_refused(proxy, backend):
+    """It was answered by whatever model ran."""
+    data = {"model": "whisper-1"}
+    answer = httpx.post(
+        proxy.base_url + "/v1/audio/transcriptions", data=data, files={"file": b"RIFF"}, trust_env=False
+    )
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert not backend.asked
 
 
 def test_fields_are_added_where_the_lease_needs_them(loop, storage, backend):
@@ -325,3 +341,13 @@ def test_events_pass_whole_and_unchanged(parts):
         assert passed == b"" or passed.endswith((b"\n\n", b"\r\n\r\n"))
     events = WholeEvents()
     assert b"".join([*map(events.feed, parts), events.rest()]) == b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("path", "embeds"),
+    [("/v1/embeddings", True), ("/rerank", True), ("/tokenize", False), ("/v1/chat/completions", False)],
+)
+def test_the_dispatch_learns_who_asks_for_embeddings(proxy, dispatch, path, embeds):
+    """It knows whether the model's server makes any."""
+    assert ask(proxy, path).status_code == 200
+    assert dispatch.wanted[-1].embeds is embeds

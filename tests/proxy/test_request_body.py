@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from autospec.backends.mlx.backend import Mlx
@@ -109,3 +112,64 @@ def test_names_have_a_longest_length():
 def test_who_asked_for_a_stream(path, document, streamed):
     """Only whoever generates text, and says so."""
     assert parse(json.dumps(document).encode(), {}).body(path).is_streamed is streamed
+
+
+SOUND = b'Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: audio/wav\r\n\r\n\r\n--x\r\n'
+FIELD = b'Content-Disposition: form-data; name="model"\r\n\r\n'
+
+
+def form(*parts: bytes, boundary: bytes = b"xyz") -> bytes:
+    """A body of parts."""
+    return b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + b"--"
+
+
+@pytest.mark.parametrize(
+    ("parts", "model"),
+    [
+        ((FIELD + b"whisper", SOUND), "whisper"),
+        ((SOUND, FIELD + "größe".encode()), "größe"),
+        ((SOUND + bytes(100_000), FIELD + b"a b "), "a b"),
+        ((FIELD, SOUND), ""),
+        ((SOUND,), ""),
+        ((FIELD.replace(b"model", b"modeling") + b"x", FIELD.replace(b'"', b"") + b"y"), "y"),
+        ((FIELD.replace(b"name", b"filename=a; name") + b"x",), ""),
+        ((b"\r\nno headers", b"content-disposition: FORM-DATA;NAME=model\r\nX: y\r\n\r\nz"), "z"),
+        ((FIELD + b"first", FIELD + b"second"), "first"),
+        ((b"X: " + b"y" * 5000 + b"\r\n\r\n", FIELD + b"late"), ""),
+        ((*(100 * [SOUND]), FIELD + b"late"), ""),
+    ],
+)
+def test_a_form_names_its_model_in_a_field(parts, model):
+    """It was ignored, so that a sound went to whatever model ran. JavaScript's client sends the file first."""
+    for quoted in ("xyz", '"xyz"'):
+        content = form(*parts)
+        read = parse(content, {"Content-Type": f"multipart/form-data; charset=utf-8; boundary={quoted}"})
+        assert (read.model, read.document, read.content) == (model, None, content)
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data", "multipart/mixed; boundary=xyz", "x/y; boundary=xyz", ""]
+)
+def test_only_forms_with_a_boundary_are_read(kind):
+    """Everything else passes as it is."""
+    assert parse(form(FIELD + b"a"), {"Content-Type": kind}).model == ""
+
+
+def test_a_forms_model_may_not_be_too_long():
+    """As in JSON."""
+    with pytest.raises(Refused) as refused:
+        parse(form(FIELD + b"x" * 600), {"Content-Type": "multipart/form-data; boundary=xyz"})
+    assert refused.value.problem.status == 404
+
+
+PIECES = st.sampled_from(
+    [FIELD, SOUND, b"--xyz", b"--", b"\r\n", b'"', b";", b"\xff", b"name*=utf-8''model", b"a", b":"]
+)
+
+
+@given(st.lists(PIECES | st.binary(max_size=8), max_size=12), st.text(max_size=30))
+def test_no_form_breaks_the_parser(pieces, kind):
+    """Whatever a client sends is passed on or refused."""
+    for content_type in ("multipart/form-data; boundary=xyz", f"multipart/form-data; boundary={kind}", kind):
+        with suppress(Refused):
+            assert isinstance(parse(b"".join(pieces), {"Content-Type": content_type}).model, str)

@@ -34,18 +34,19 @@ def dispatch(lent, monkeypatch) -> LoadingModel:
 def openai_stream(proxy):
     """Opens a stream with OpenAI's SDK."""
     openai = pytest.importorskip("openai", reason="openai is not installed (extra: clients)")
-    client = openai.OpenAI(base_url=f"{proxy.base_url}/v1", api_key="none", max_retries=0)
-    return openai, lambda: client.chat.completions.create(model="main", messages=MESSAGES, stream=True)
+    with openai.OpenAI(base_url=f"{proxy.base_url}/v1", api_key="none", max_retries=0) as client:
+        yield openai, lambda: client.chat.completions.create(model="main", messages=MESSAGES, stream=True)
 
 
 @pytest.fixture
 def anthropic_stream(proxy):
     """Opens a stream with Anthropic's SDK."""
     anthropic = pytest.importorskip("anthropic", reason="anthropic is not installed (extra: clients)")
-    client = anthropic.Anthropic(base_url=proxy.base_url, api_key="none", max_retries=0)
-    return anthropic, lambda: client.messages.create(
-        model="main", messages=MESSAGES, max_tokens=5, stream=True
-    )
+    with anthropic.Anthropic(base_url=proxy.base_url, api_key="none", max_retries=0) as client:
+        yield (
+            anthropic,
+            lambda: client.messages.create(model="main", messages=MESSAGES, max_tokens=5, stream=True),
+        )
 
 
 def test_openai_skips_comments(openai_stream, backend):

@@ -19,7 +19,7 @@ from autospec.service.managers import (
     ServiceState,
     exit_code_for,
     fields_of,
-    shorten_log,
+    kept_short,
 )
 from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, breaking, definition
 from tests.service.launchd_keys import LAUNCHD_SCHEMA
@@ -403,14 +403,19 @@ def test_a_program_that_macos_keeps_from_services_is_told_so(service, launchctl)
 
 
 def test_a_long_log_is_emptied_and_a_short_one_is_kept(tmp_path):
-    """Nothing on a Mac rotates it."""
-    log = tmp_path / "daemon.log"
-    shorten_log(log)
+    """Nothing on a Mac rotates it, and the daemon runs for months."""
+    log, told = tmp_path / "daemon.log", []
+    tell = kept_short(
+        log, lambda sentence: told.append((sentence, log.stat().st_size if log.exists() else None))
+    )
+    tell("no log")
     log.write_bytes(b"x" * (1 << 20))
-    shorten_log(log)
-    assert log.stat().st_size == 1 << 20
+    tell("short")
     log.write_bytes(b"x" * ((1 << 20) + 1))
-    shorten_log(log)
+    tell("long")
+    assert told == [("no log", None), ("short", 1 << 20), ("long", 0)]
+    log.write_bytes(b"x" * ((1 << 20) + 1))
+    kept_short(log, told.append)
     assert log.stat().st_size == 0
 
 

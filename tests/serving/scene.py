@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from autospec.backends.protocol import Capabilities, Cycle, LaunchSettings
 from autospec.catalog.model import Model
 from autospec.cells import Build, Cell, Hardware, PromptType
 from autospec.drafting import Drafting, Mode
+from autospec.errors import LaunchError
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
 from autospec.serving import reconciler
 from autospec.serving.dispatch import Prompt, PromptFacts, RouteRequest
@@ -88,6 +90,7 @@ class FakeBackend:
         build: What it says that it is.
         refuses: Launches that fail, with their error, by drafting.
         hold: Launches wait here; set to let them go on.
+        stuck: Launches that wait cannot be ended, as in a read from a disk that does not answer.
         servers: Everything that was ever ready.
         asked: Every launch that was asked for.
         most: Most launches that were ready and not stopped at one time.
@@ -98,6 +101,7 @@ class FakeBackend:
     build: Build = BUILD
     refuses: dict[Drafting, Exception] = field(default_factory=dict)
     hold: threading.Event = field(default_factory=threading.Event)
+    stuck: bool = False
     servers: list[FakeServer] = field(default_factory=list)
     asked: list[tuple[str, Drafting, LaunchSettings]] = field(default_factory=list)
     most: int = 0
@@ -116,7 +120,14 @@ class FakeBackend:
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> FakeServer:
         """A server, the error that is switched on, or neither while `hold` is not set."""
         self.asked.append((model_path, drafting, settings))
-        assert self.hold.wait(DEADLINE_S)
+        ended = threading.Event()
+        if settings.started is not None:
+            settings.started(ended.set)
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not self.hold.wait(0.002):
+            assert time.monotonic() < deadline_s
+            if ended.is_set() and not self.stuck:
+                raise LaunchError("The server was ended by SIGTERM.")
         if drafting in self.refuses:
             raise self.refuses[drafting]
         server = FakeServer(model_path, drafting)
@@ -232,12 +243,13 @@ class Scene:
     scans: int = 0
     version: int = 1
     daemon: Any = None
+    hardware: Hardware = HERE
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Supervisor]:
         """The supervisor, until the block ends."""
         dependencies = ProxyDependencies(
-            HERE,
+            self.hardware,
             self._scan_models,
             lambda: self.version,
             lambda: list(self.stored),

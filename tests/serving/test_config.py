@@ -24,7 +24,7 @@ from autospec.serving.server_pool import ServerPool
 from autospec.serving.supervisor import Supervisor
 from autospec.settings import load_settings
 from tests.hardware.fake_gpus import Card, FakeAmdSmi, FakeNvml
-from tests.serving.scene import ALPHA, HERE, MIB, Scene, model
+from tests.serving.scene import ALPHA, HERE, MIB, FakeBackend, Scene, model, until
 
 GIB = 1024**3
 DRAFT = dataclasses.replace(model("draft"), size_bytes=10 * MIB)
@@ -94,22 +94,24 @@ def test_cards_may_have_more_memory_than_the_system(two_cards):
     assert memory_limit_bytes(load_settings(), small) == 34 * GIB
 
 
-class Build:
-    """A build that finds these devices."""
+CUDA0 = Device("CUDA0", "NVIDIA GeForce RTX 4090", 24 * GIB, 24 * GIB)
 
-    def __init__(self, *found: Device) -> None:
-        self.found = found
+
+@dataclasses.dataclass
+class OnCards(FakeBackend):
+    """A backend whose build finds these devices."""
+
+    found: tuple[Device, ...] = ()
 
     def devices(self) -> tuple[Device, ...]:
-        """As ``--list-devices`` has them."""
+        """What ``--list-devices`` prints."""
         return self.found
 
 
 def test_a_build_for_the_processor_beside_cards_gets_the_share_of_the_memory(two_cards):
     """Its models are in the system's memory, whatever the driver lists."""
-    seen = Device("CUDA0", "NVIDIA GeForce RTX 4090", 24 * GIB, 24 * GIB)
-    assert memory_limit_bytes(load_settings(), WITH_CARDS, Build()) == 48 * GIB
-    assert memory_limit_bytes(load_settings(), WITH_CARDS, Build(seen)) == 34 * GIB
+    assert memory_limit_bytes(load_settings(), WITH_CARDS, OnCards()) == 48 * GIB
+    assert memory_limit_bytes(load_settings(), WITH_CARDS, OnCards(found=(CUDA0,))) == 34 * GIB
 
 
 def test_graphics_in_the_processor_keep_the_share_of_the_memory(monkeypatch):
@@ -156,7 +158,7 @@ def test_what_the_user_set():
 def test_weights_are_shared_without_an_accelerator_only(gpu):
     """What an accelerator does with a mapped file is not known."""
     scene, here = Scene(), dataclasses.replace(HERE, gpu=gpu)
-    pool = ServerPool((), lambda: None, lambda: 0.0)
+    pool = ServerPool(lambda: None, lambda: 0.0)
     options = LaunchOptions(scene.settings, here, scene._scan_models(), pool, Backoff())
     assert bool(options.estimate(ALPHA.name, OFF).footprint.shared_bytes) is not bool(gpu)
 
@@ -194,3 +196,20 @@ def test_no_launch_counts_for_more_than_the_limit(maps_weights, limit):
 def test_launch_seconds():
     """Longer for larger files."""
     assert launch_seconds(ALPHA, None) < launch_seconds(ALPHA, DRAFT) < launch_seconds(model("x"), ALPHA)
+
+
+def test_the_limit_follows_an_upgrade(two_cards):
+    """A build without GPU code keeps its models in the system's memory, the next one on the cards."""
+
+    async def scenario():
+        scene = Scene(backend=OnCards(), hardware=WITH_CARDS, settings=load_settings())
+        async with scene.opened() as supervisor:
+            assert supervisor.status()["memory"]["limit_bytes"] == 48 * GIB
+            scene.backend.build = dataclasses.replace(scene.backend.build, version="fake-2", fingerprint="b")
+            scene.backend.found = (CUDA0,)
+            scene.version += 1
+            await supervisor.refresh()
+            await until(lambda: supervisor.status()["memory"]["limit_bytes"] == 34 * GIB)
+            assert supervisor.plan()["memory_limit_bytes"] == 34 * GIB
+
+    asyncio.run(scenario())

@@ -27,7 +27,7 @@ class Watched:
             "a",
             OFF,
             MemoryEstimate(0),
-            start or (lambda: self.server),
+            start or (lambda _started: self.server),
             changed=self._changed,
             clock=self.clock,
             first=first,
@@ -87,7 +87,7 @@ def test_what_must_come_first_comes_first():
             await free.wait()
             raise OSError("the daemon is gone")
 
-        watched = Watched(lambda: started.append(1) or server, first)
+        watched = Watched(lambda _loads: started.append(1) or server, first)
         watched.launch.start()
         watched.launch.start()
         await asyncio.sleep(0)
@@ -105,7 +105,7 @@ def test_let_go_while_the_machine_is_not_free():
     async def scenario():
         free = asyncio.Event()
         started = []
-        watched = Watched(lambda: started.append(1), free.wait)
+        watched = Watched(lambda _loads: started.append(1), free.wait)
         watched.launch.start()
         watched.launch.stop()
         free.set()
@@ -127,6 +127,83 @@ def test_let_go_before_it_was_ready(request_):
         await watched.launch.wait_over()
         assert watched.server.stopped
         assert watched.states == [InstanceState.STOPPING, InstanceState.STOPPED]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("process_first", [True, False])
+def test_let_go_while_the_model_loads(process_first):
+    """Its process is ended at once, also one that is there a moment later; that is no failure of its drafting."""
+
+    async def scenario():
+        loading, ended = threading.Event(), threading.Event()
+
+        def start(loads):
+            if not process_first:
+                assert loading.wait(5.0)
+            loads(ended.set)
+            loading.set()
+            ended.wait(5.0)
+            raise LaunchError("The server was ended by SIGTERM.")
+
+        watched = Watched(start)
+        watched.launch.start()
+        if process_first:
+            await until(loading.is_set)
+        watched.launch.drain()
+        loading.set()
+        await watched.launch.wait_over()
+        assert ended.is_set()
+        assert watched.states == [InstanceState.STOPPING, InstanceState.STOPPED]
+
+    run(scenario())
+
+
+def test_drained_and_lent_again():
+    """The answer in progress goes on, and its end does not stop the server."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        launch.lend()
+        launch.drain()
+        watched.clock.now_s += 60.0
+        launch.lend_again()
+        assert launch.lendable
+        assert launch.busy_since_s == watched.clock.now_s
+        launch.give_back()
+        launch.drain()
+        launch.lend_again()  # too late: it stops
+        await launch.wait_over()
+        assert launch.state is InstanceState.STOPPED
+
+    run(scenario())
+
+
+def test_how_long_a_server_has_been_busy():
+    """Requests that follow each other within a second are one piece of use: nobody would see the moment between them."""
+
+    async def scenario():
+        watched = Watched()
+        launch = await watched.ready()
+        watched.clock.now_s += 100.0
+        launch.lend()
+        begun_s = watched.clock.now_s
+        for gap_s in (0.9, 0.0, 0.5):
+            watched.clock.now_s += 30.0
+            launch.give_back()
+            watched.clock.now_s += gap_s
+            launch.lend()
+            assert launch.busy_since_s == begun_s
+        launch.lend()
+        watched.clock.now_s += 5.0
+        launch.lend()
+        assert launch.busy_since_s == begun_s
+        for _ in range(3):
+            launch.give_back()
+        watched.clock.now_s += 1.0
+        launch.lend()
+        assert launch.busy_since_s == watched.clock.now_s
 
     run(scenario())
 
@@ -158,7 +235,7 @@ def test_it_does_not_start(raised, permanent):
     """Whatever was raised becomes one kind of error."""
 
     async def scenario():
-        def start():
+        def start(_loads):
             raise raised
 
         launch = await Watched(start).ready()

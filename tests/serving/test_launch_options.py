@@ -58,7 +58,7 @@ def test_arguments_that_copy_the_weights(args, mapped):
     """Proxy review 13: with --no-mmap each server has a copy of the weights, and the plan took them as shared."""
     assert maps_files(args) is mapped
     scene = Scene(settings=load_settings(overrides={"memory_limit": 64.0, "server_args": list(args)}))
-    pool = ServerPool(args, lambda: None, lambda: 0.0)
+    pool = ServerPool(lambda: None, lambda: 0.0)
     options = LaunchOptions(scene.settings, HERE, scene._scan_models(), pool, Backoff())
     assert bool(options.estimate(ALPHA.name, OFF).footprint.shared_bytes) is mapped
 
@@ -87,7 +87,7 @@ def test_copied_weights_are_not_shared():
     copied = dataclasses.replace(ALPHA, quantization="Q4_K_M")
     scene = Scene(settings=load_settings(overrides={"memory_limit": 64.0}), models=(copied,))
     options = LaunchOptions(
-        scene.settings, HERE, scene._scan_models(), ServerPool((), lambda: None, lambda: 0.0), Backoff()
+        scene.settings, HERE, scene._scan_models(), ServerPool(lambda: None, lambda: 0.0), Backoff()
     )
     assert not options.estimate(ALPHA.name, OFF).footprint.shared_bytes
 
@@ -110,7 +110,7 @@ def test_what_is_loaded_besides_models_is_measured_with_the_scan(tmp_path, monke
     plain = scene._scan_models()
     for file in files[:-1]:
         file.unlink()  # whoever asks the disk now finds nothing
-    pool, backoff = ServerPool((), lambda: None, lambda: 0.0), Backoff()
+    pool, backoff = ServerPool(lambda: None, lambda: 0.0), Backoff()
     for found in (registry, registry.with_engines(registry.engines)):
         more = {
             name: LaunchOptions(scene.settings, HERE, found, pool, backoff)
@@ -127,7 +127,7 @@ def test_what_is_loaded_besides_models_is_measured_with_the_scan(tmp_path, monke
 def test_a_warm_start_says_nothing_of_a_cold_one():
     """From the system's cache a model of 40 GB is there in seconds; the limit of the next start came from that."""
     scene = Scene(settings=load_settings(overrides={"memory_limit": 64.0}))
-    pool = ServerPool((), lambda: None, lambda: 0.0)
+    pool = ServerPool(lambda: None, lambda: 0.0)
     options = LaunchOptions(scene.settings, HERE, scene._scan_models(), pool, Backoff())
     cold_s = options.estimate(ALPHA.name, OFF).launch_s
     pool.took_s = lambda *_: 0.01

@@ -9,7 +9,8 @@ import pytest
 
 from autospec.catalog.model import Head
 from autospec.catalog.resolve import OwnSettings
-from autospec.errors import BackendMissingError, UsageError
+from autospec.errors import BackendMissingError, UnknownModelError, UsageError
+from autospec.proxy.errors import problem_of
 from autospec.serving.model_registry import Engine, ModelRegistry, engines_of
 from autospec.settings import ModelSettings, load_settings
 from tests.serving.scene import ALPHA, BETA, FakeBackend, FakeMlx, model
@@ -43,6 +44,21 @@ def test_of_two_files_with_one_name_the_first_is_offered():
     registry = ModelRegistry((ALPHA, other), {"gguf": ENGINE})
     assert registry.models == (ALPHA,)
     assert registry.find("alpha-1b") is registry.named("alpha-1b") is ALPHA
+
+
+def test_an_embedding_model_is_told_from_an_unknown_one():
+    """A client that wants embeddings learnt only that there is no such model, and was shown those that write."""
+    others = {"nomic-embed-text-v1.5.Q8_0": "embedding", "lora": "adapter"}
+    registry = ModelRegistry((ALPHA,), {"gguf": ENGINE}, others=others)
+    for offered in (registry, registry.with_engines({"mlx": Engine(MLX, MLX.capabilities())})):
+        with pytest.raises(UnknownModelError, match=r"nomic-embed-text-v1.5.Q8_0 makes embeddings") as told:
+            offered.find("Nomic-Embed-Text")
+        problem = problem_of(told.value)
+        assert (problem.status, problem.code) == (404, "model_not_found")
+        assert "--embeddings" in problem.message
+        assert "alpha" not in problem.message
+        with pytest.raises(UnknownModelError, match="No model matches lora"):
+            offered.find("lora")
 
 
 def test_engines():

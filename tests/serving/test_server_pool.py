@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from autospec.drafting import OFF, Drafting
 from autospec.serving.instance import InstanceState
 from autospec.serving.plan_inputs import LaunchEstimate, MemoryEstimate
-from autospec.serving.server_pool import PoolActions, next_actions
+from autospec.serving.server_pool import LEND_AGAIN_S, PoolActions, Waiting, next_actions
 from tests.serving.scene import LOOKUP, LOOKUP_2
 
 WEIGHTS, CACHE = 100, 10
@@ -33,6 +33,7 @@ class Held:
     used_at_s: float
     footprint: MemoryEstimate
     outdated: bool = False
+    busy_since_s: float = 0.0
 
 
 def held(number: int, model: str, drafting: Drafting = OFF, **changes) -> Held:
@@ -75,10 +76,72 @@ def test_the_new_one_is_ready_before_the_old_one_drains():
 def test_without_room_the_old_one_goes_first():
     """And nothing is started until it is gone, however long it drains."""
     wanted = kept(a=(LOOKUP,))
-    assert next_actions([held(1, "a", leases=3)], wanted, 115) == PoolActions(drain=(1,))
+    assert next_actions([held(1, "a")], wanted, 115) == PoolActions(drain=(1,))
     assert next_actions([held(1, "a", state=InstanceState.DRAINING, leases=3)], wanted, 115) == PoolActions()
     assert next_actions([held(1, "a", state=InstanceState.STOPPING)], wanted, 115) == PoolActions()
     assert started(next_actions([], wanted, 115)) == [("a", LOOKUP)]
+
+
+def busy(number: int, model: str, drafting: Drafting = OFF, *, since_s: float = 1000.0, **changes) -> Held:
+    """A launch on which there has been a request since then."""
+    return held(number, model, drafting, **{"leases": 1, "busy_since_s": since_s, **changes})
+
+
+def test_a_better_server_waits_for_a_moment_without_requests():
+    """Its last answer may take ten minutes; new requests would be refused after five. After ten minutes it is tried."""
+    wanted = kept(a=(LOOKUP,))
+    assert next_actions([busy(1, "a")], wanted, 115, now_s=1599.0) == PoolActions()
+    assert next_actions([busy(1, "a")], wanted, 115, now_s=1600.0) == PoolActions(drain=(1,))
+    assert next_actions([busy(1, "a", outdated=True)], kept(a=(OFF,)), 115, now_s=1001.0) == PoolActions()
+
+
+def test_a_better_server_that_waits_holds_up_no_other_model():
+    """What fits beside the old one starts; and what somebody waits for does not wait for that moment."""
+    running, wanted = [busy(1, "a", outdated=True)], kept(a=(OFF,), b=(OFF,))
+    large = LaunchEstimate(OFF, MemoryEstimate(CACHE, {"new a": 2 * WEIGHTS}), 1.0)
+    larger = {**wanted, "a": (large,)}
+    assert started(next_actions(running, larger, 315, now_s=1001.0)) == [("b", OFF)]
+    assert next_actions([held(1, "a", outdated=True)], larger, 315) == PoolActions(drain=(1,))
+    asked = {"b": Waiting(1.0)}
+    assert next_actions(running, wanted, 115, asked, now_s=1001.0) == PoolActions(drain=(1,))
+    assert next_actions(running, wanted, 115, now_s=1001.0) == PoolActions()  # nobody waits for it
+
+
+def test_a_server_that_is_needed_does_not_wait():
+    """A client asks for no drafting, and where two do not fit only the server without it can answer."""
+    running, wanted = [busy(1, "a", LOOKUP)], kept(a=(OFF,))
+    asked = {"a": Waiting(1.0, for_another=True)}
+    assert next_actions(running, wanted, 115, asked, now_s=1001.0) == PoolActions(drain=(1,))
+
+
+def test_one_that_still_drains_is_lent_again():
+    """Once a request has waited for long, unless that one cannot use it, or another model waits for the memory."""
+    running, wanted = [busy(1, "a", state=InstanceState.DRAINING)], kept(a=(LOOKUP,))
+    asked = {"a": Waiting(LEND_AGAIN_S)}
+    assert next_actions(running, wanted, 115, asked) == PoolActions(lend_again=(1,))
+    assert next_actions(running, wanted, 115, {"a": Waiting(59.0)}) == PoolActions()
+    assert next_actions(running, wanted, 115, {"a": Waiting(90.0, for_another=True)}) == PoolActions()
+    both = kept(b=(OFF,), a=(LOOKUP,))
+    assert next_actions(running, both, 225, {**asked, "b": Waiting(1.0)}).lend_again == ()
+    assert next_actions(running, kept(b=(OFF,)), 115, asked) == PoolActions()
+
+
+def test_one_that_is_kept_after_all_is_lent_again():
+    """At once: a new one would load the same model once more. Not if its build was replaced, nor twice."""
+    drains = busy(1, "a", state=InstanceState.DRAINING)
+    assert next_actions([drains], kept(a=(OFF,)), 10_000) == PoolActions(lend_again=(1,))
+    old = dataclasses.replace(drains, outdated=True)
+    assert started(next_actions([old], kept(a=(OFF,)), 10_000)) == [("a", OFF)]
+    twin = dataclasses.replace(drains, number=2)
+    assert next_actions([drains, twin], kept(a=(OFF,)), 10_000) == PoolActions(lend_again=(1,))
+    assert next_actions([drains, held(2, "a")], kept(a=(OFF,)), 10_000) == PoolActions()
+
+
+def test_a_server_that_loads_for_somebody_is_not_ended_for_a_better_one():
+    """Whoever waits for it would wait for two loads. If nobody waits, it is."""
+    running, wanted = [held(1, "a", state=InstanceState.STARTING)], kept(a=(LOOKUP,))
+    assert next_actions(running, wanted, 115, {"a": Waiting(5.0)}) == PoolActions()
+    assert next_actions(running, wanted, 115) == PoolActions(drain=(1,))
 
 
 def test_a_launch_larger_than_the_limit_runs_alone():

@@ -21,10 +21,13 @@ from autospec.errors import (
     OverloadedError,
     SpeculationInactiveError,
     UnknownModelError,
+    UsageError,
 )
 from autospec.recommendations import Status, StoredRecommendation
 from autospec.serving import supervisor as supervisor_module
 from autospec.serving.advice import FAILED_LAUNCH
+from autospec.serving.dispatch import RouteRequest
+from autospec.serving.server_pool import LEND_AGAIN_S
 from autospec.settings import load_settings
 from tests.backends.fake_attached import LM_STUDIO, ROUTER, FakeAttached, running
 from tests.serving.scene import (
@@ -203,6 +206,7 @@ def test_where_two_do_not_fit_requests_wait_for_the_switch():
         scene.limit(600)
         async with scene.opened() as supervisor:
             old = await supervisor.lease(wanted())
+            scene.clock.now_s += 600.0  # as long as a better server waits for a moment without requests
             scene.learn(recommend(LOOKUP_2, speedup=3.0))
             await supervisor.refresh()
             await until(lambda: "draining" in states(supervisor).values())
@@ -213,6 +217,56 @@ def test_where_two_do_not_fit_requests_wait_for_the_switch():
             async with await waiting as lease:
                 assert lease.drafting == LOOKUP_2
             assert scene.backend.most == 1
+
+    run(scenario())
+
+
+def test_where_two_do_not_fit_a_long_answer_refuses_nobody():
+    """A better drafting waits for it; and if that took too long, new requests get the old server while it drains."""
+
+    async def scenario():
+        scene = Scene(stored=[recommend(LOOKUP)])
+        scene.limit(600)
+        async with scene.opened() as supervisor:
+            old = await supervisor.lease(wanted())
+            scene.learn(recommend(LOOKUP_2, speedup=3.0))
+            await supervisor.refresh()
+            await until(lambda: supervisor.plan()["models"][0]["launches"] == [LOOKUP_2.to_json()])
+            async with await supervisor.lease(wanted()) as lease:
+                assert lease.drafting == LOOKUP
+            scene.clock.now_s += 600.0
+            await until(lambda: "draining" in states(supervisor).values())
+            waiting = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: supervisor.status()["queue"]["waiting"] == 1)
+            scene.clock.now_s += LEND_AGAIN_S
+            async with await waiting as lease:
+                assert (lease.drafting, lease.base_url) == (LOOKUP, old.base_url)
+            await until(lambda: supervisor.status()["launches"][0]["leases"] == 1)
+            assert states(supervisor) == {f"alpha-1b {LOOKUP.label}": "ready"}
+            old.give_back()
+            await until(lambda: states(supervisor) == {f"alpha-1b {LOOKUP_2.label}": "ready"})
+
+    run(scenario())
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_ended():
+    """The next model does not wait for the minutes that a large one takes to load."""
+
+    async def scenario():
+        scene = Scene()
+        scene.limit(400)
+        scene.backend.hold.clear()
+        async with scene.opened() as supervisor:
+            abandoned = asyncio.create_task(supervisor.lease(wanted()))
+            await until(lambda: scene.backend.asked)
+            abandoned.cancel()
+            waiting = asyncio.create_task(supervisor.lease(wanted("beta")))
+            await until(lambda: len(scene.backend.asked) == 2)
+            assert not scene.backend.servers
+            scene.backend.hold.set()
+            async with await waiting as lease:
+                assert lease.model == BETA.name
+        assert len(scene.backend.servers) == 1
 
     run(scenario())
 
@@ -691,6 +745,23 @@ def test_what_an_attached_server_needs_goes_with_every_request(monkeypatch, page
         assert {key for _, key, _ in server.bodies} == {"Bearer secret"}
 
 
+def test_an_attached_server_is_asked_for_embeddings():
+    """It is its owner's, who may have started it for that."""
+    served = dataclasses.replace(model("served-1b"), path=Path("/models/qwen2.5-7b-instruct.gguf"))
+
+    async def scenario(url):
+        settings = load_settings(overrides={"memory_limit": 64.0})
+        scene, asked = (
+            Scene(Attached(url), models=(served,), settings=settings),
+            RouteRequest("served-1b", embeds=True),
+        )
+        async with scene.opened() as supervisor, await supervisor.lease(asked) as lease:
+            assert lease.base_url == url
+
+    with running(FakeAttached(LM_STUDIO)) as server:
+        run(scenario(server.url))
+
+
 def test_a_cache_that_makes_wrong_text_is_never_served():
     """A backend that cannot leave its prompt cache out is refused: no answer is better than a wrong one."""
 
@@ -745,6 +816,7 @@ def test_a_launch_that_hangs_does_not_keep_the_proxy_from_ending(monkeypatch):
     monkeypatch.setattr("autospec.serving.supervisor._DRAIN_S", 0.05)
     monkeypatch.setattr("autospec.serving.supervisor._STOP_S", 0.05)
     scene = Scene()
+    scene.backend.stuck = True
     scene.backend.hold.clear()
 
     async def scenario():
@@ -791,6 +863,8 @@ def test_fifty_switches_under_sixty_four_clients_lose_nothing():
                 scene.learn(recommend(drafting))
                 # Every third time there is no room for two.
                 supervisor._reconciler.memory_bytes = (900 if number % 3 else 500) * MIB
+                # There is never a moment without requests; no request waits now, so that none is refused.
+                scene.clock.now_s += 0.0 if number % 3 else 600.0
                 await supervisor.refresh()
                 label = f"alpha-1b {drafting.label}"
                 await until(lambda label=label: states(supervisor) == {label: "ready"})
@@ -823,6 +897,30 @@ def test_the_documents():
     run(scenario())
 
 
+def test_a_build_that_was_replaced_while_no_server_ran_loads_the_model_once():
+    """Nobody scans while no server runs: the first request afterwards does, before the model is loaded."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            scene.clock.now_s += 299.0
+            with pytest.raises(OverloadedError):
+                await supervisor.lease(wanted(probe=True))
+            assert scene.scans == 1
+            scene.clock.now_s += 1.0
+            scene.backend.build = dataclasses.replace(BUILD, version="fake-2", fingerprint="other")
+            with pytest.raises(OverloadedError):
+                await supervisor.lease(wanted(probe=True))
+            assert scene.scans == 1  # a probe starts nothing
+            leases = await asyncio.gather(*(supervisor.lease(wanted()) for _ in range(3)))
+            assert {lease.build for lease in leases} == {"fake-2"}
+            assert (scene.scans, len(scene.backend.asked)) == (2, 1)
+            for lease in leases:
+                lease.give_back()
+
+    run(scenario())
+
+
 def test_a_build_that_changes_while_it_runs_is_served_with_its_own_proof():
     """What is proven for the new build wins over what was proven for the old one, without a restart."""
 
@@ -844,5 +942,29 @@ def test_a_build_that_changes_while_it_runs_is_served_with_its_own_proof():
                         if after.drafting == OFF:
                             break
                     await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("flags", [(), ("--embeddings", "--pooling", "mean"), ("--reranking",)])
+def test_embeddings_start_a_server_only_if_it_makes_some(flags):
+    """Each part of a document that a client embeds kept a model loaded, only to be told of a flag for a server that it has not."""
+
+    async def scenario():
+        scene = Scene()
+        args = [*scene.settings.server_args, *flags]
+        scene.settings = dataclasses.replace(scene.settings, server_args=tuple(args))
+        async with scene.opened() as supervisor:
+            asked = RouteRequest("alpha", embeds=True)
+            if flags:
+                async with await supervisor.lease(asked) as lease:
+                    assert lease.model == ALPHA.name
+                return
+            with pytest.raises(UsageError, match=r"of alpha-1b writes text.*--embeddings"):
+                await supervisor.lease(asked)
+            with pytest.raises(UnknownModelError, match=r"No model matches text-embedding-3.*--embeddings"):
+                await supervisor.lease(RouteRequest("text-embedding-3-small", embeds=True))
+            assert not scene.backend.asked
+            assert not supervisor.status()["busy"]["requests"]
 
     run(scenario())

@@ -315,6 +315,7 @@ class Embedded:
             lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
+            started=settings.started,
             state_dir=self._state_dir,
         )
 

@@ -113,6 +113,7 @@ class LlamaCppPython:
             lambda port: (*command, "--port", str(port)),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
+            started=settings.started,
             state_dir=self._state_dir,
         )
 

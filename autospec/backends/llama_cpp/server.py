@@ -156,6 +156,7 @@ class LlamaServer:
                 ),
                 lambda server: server.verify(self.capabilities()),
                 ready_timeout_s=settings.ready_timeout_s,
+                started=settings.started,
                 state_dir=self._state_dir,
             )
         except BaseException:

@@ -230,6 +230,7 @@ class Mlx:
             ),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
+            started=settings.started,
             state_dir=self._state_dir,
         )
 
@@ -262,6 +263,7 @@ class Mlx:
             ),
             lambda server: server.verify(self.capabilities()),
             ready_timeout_s=settings.ready_timeout_s,
+            started=settings.started,
             state_dir=self._state_dir,
         )
 
