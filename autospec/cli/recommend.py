@@ -115,10 +115,13 @@ def _mixed(
 
     from autospec.errors import NothingKnownError
     from autospec.store.database import open_store
+    from autospec.store.reader import read_overall
     from autospec.tuning.overall_answer import for_mix
 
+    # All that are stored; of rows that are not understood `selected` has told.
+    answers = [s.recommendation for s in read_overall(shell.settings.storage)]
     with closing(open_store(shell.settings.storage, shell.warn)) as store:
-        found: list[Recommendation] = for_mix(store, selection.stored, selection.overall or (), weights)
+        found: list[Recommendation] = for_mix(store, selection.stored, answers, weights)
     answered = {(r.model, r.backend) for r in found}
     types = " ".join(f"-t {kind}" for kind in weights)
     for model, backend in sorted({(r.model, r.backend) for r in selection.recommendations} - answered):

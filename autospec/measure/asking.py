@@ -86,6 +86,7 @@ class Asking:
         """
         rested_s = self._clock() - self._worked_s.get(launch_id, -math.inf)
         if not self.cached and rested_s > self._rested_s:
+            self.watch.start()
             ask(_WAKE_UP)
 
     def worked(self, launch_id: str) -> None:
@@ -193,7 +194,7 @@ def measure(
     answer shorter than the study does.
 
     Raises:
-        RequestError: A request failed, or an answer has no tokens.
+        RequestError: A request failed, or an answer has no tokens. If a request failed, `finish` of the watch tells the machine's state.
     """
     prompts = (prompt, *more)
 

@@ -598,11 +598,16 @@ class Pair:
     @property
     def speeds_tps(self) -> tuple[float, float]:
         """Tokens per second of `shape`'s request: off, drafting."""
-        if self.shape is not None:
-            off_ms, drafted_ms = (self.shape.request_ms(half, self.off) for half in (self.off, self.drafted))
-            # An answer of one token has no generation time.
-            if not (math.isnan(off_ms) or math.isnan(drafted_ms)):
-                tokens = 1000.0 * self.shape.answer_tokens
+        if self.shape is None:
+            return self.off.request_tps, self.drafted.request_tps
+        # What a longer context costs was timed on few tokens. Where the request has far fewer than the measured one, its noise may take
+        # more than the whole time away.
+        for shape in (self.shape, replace(self.shape, depth=None)):
+            off_ms, drafted_ms = (shape.request_ms(half, self.off) for half in (self.off, self.drafted))
+            if min(off_ms, drafted_ms) > 0.0 and not math.isnan(
+                drafted_ms
+            ):  # an answer of one token has no generation time
+                tokens = 1000.0 * shape.answer_tokens
                 return tokens / off_ms, tokens / drafted_ms
         return self.off.request_tps, self.drafted.request_tps
 

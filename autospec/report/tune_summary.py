@@ -100,7 +100,8 @@ def _open(
     *,
     interrupted: bool,
 ) -> str:
-    unfinished = [r for r in recommendations if _goes_on(r)]
+    unfinished = [r for r in recommendations if _goes_on(r) and not _is_of_larger_study(r, rest)]
+    elsewhere = [r for r in recommendations if _goes_on(r) and _is_of_larger_study(r, rest)]
     impossible = [r for r in recommendations if _nothing_tried(r)]
     unchecked = [
         r
@@ -119,7 +120,7 @@ def _open(
         and overall.evidence.get("lacks")
     ):
         parts.append("one drafting for all prompt types")
-    if not parts and not impossible:
+    if not (parts or elsewhere or impossible):
         return (
             "nothing; the tune was interrupted, but its results are complete." if interrupted else "nothing."
         )
@@ -131,6 +132,10 @@ def _open(
         sentences.append("The tune was interrupted.")
     if parts:
         sentences.append("Run the same command again to continue.")
+    if elsewhere:
+        sentences.append(
+            f"A study with more rounds began the proof for {_names(elsewhere)}. Run that study again, or use --again."
+        )
     if impossible:
         name = impossible[0].model
         sentences.append(
@@ -157,6 +162,11 @@ def _time_words(
 def _goes_on(r: Recommendation) -> bool:
     """Whether the same tune would measure more of it: its proof is not over."""
     return r.status is Status.PROVISIONAL and "trials" in r.evidence
+
+
+def _is_of_larger_study(r: Recommendation, rest: StudyRest) -> bool:
+    """Whether a proof has more rounds than this study, which has no look left then."""
+    return int(r.evidence.get("rounds") or 0) > rest.rule.looks[-1]
 
 
 def _nothing_tried(r: Recommendation) -> bool:

@@ -27,6 +27,7 @@ from autospec.recommendations import ENERGY, WITHIN_REASONING, Recommendation, S
 from autospec.tuning.cell import NOTHING_TO_DRAFT, CellRun, acceptance
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.request import TuneRequest
+from autospec.tuning.resume import compared_json
 
 __all__ = [
     "Cost",
@@ -194,7 +195,7 @@ def _evidence(
         "rounds": cell.rounds,
         "trials": len(cell.trial_values),
         "runners_up": _runners_up(cell),
-        "also_proved": [] if cell.other is None else [cell.other.to_json()],
+        "also_proved": _also_proved(cell),
         "cost": cost.to_json(),
     }
     if not pairs:
@@ -230,6 +231,12 @@ def _evidence(
             "compared_texts": len(pairs),
         }
     )
+
+
+def _also_proved(cell: CellRun) -> list[dict[str, Any]]:
+    if cell.other is not None:
+        return [cell.other.to_json()]
+    return [compared_json(cell.stands)] if cell.contests and cell.stands is not None else []
 
 
 def _mean_tps(speeds: Sequence[float]) -> float | None:

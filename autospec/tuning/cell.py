@@ -18,8 +18,8 @@ from autospec.errors import (
     BusyError,
     StoreError,
     SuiteError,
-    UnsupportedError,
 )
+from autospec.formats import counted
 from autospec.measure.asking import Asking
 from autospec.measure.measurements import AS_MEASURED, CACHED_SHARE, TRAFFIC_S, Pair, Shapes, of_traffic
 from autospec.measure.verdict import Decision
@@ -37,11 +37,12 @@ from autospec.tuning.resume import (
     note_begin,
     note_failing,
     note_look,
+    note_rival,
     renewing,
     to_restart,
 )
 from autospec.tuning.space import Space
-from autospec.tuning.study import WINNER, CellStudy, fails_with_any_setting, open_storage
+from autospec.tuning.study import WINNER, CellStudy, open_storage
 
 __all__ = [
     "NOTHING_TO_DRAFT",
@@ -199,6 +200,15 @@ class CellRun:
         """The prediction for the drafting that the proof is for, as JSON values; ``None`` if there is none."""
         return self.history.predictions[self.winner == self.runner_up]
 
+    @property
+    def contests(self) -> bool:
+        """True if the winner is a rival whose proof an earlier tune began: it is proved beside the proof that stands."""
+        return self.stands is not None and self.winner == self.history.rival
+
+    def note_rival(self, rival: Drafting, *, over: bool) -> None:
+        """Note what is proved beside the enabled winner, see `resume.note_rival`."""
+        self.history = note_rival(self.study, self.history, rival, over=over)
+
     def note_look(self, pairs: Sequence[Pair], *, enabled: bool) -> None:
         """Note that these pairs were looked at after the current rounds, see `resume.note_look`."""
         self.history = note_look(self.study, self.history, self.winner, self.rounds, pairs, enabled=enabled)
@@ -215,7 +225,10 @@ class CellRun:
         requests = history.requests
         if requests is not None:
             requests = requests.followed(space.drafts.identities)
-        self.history = history = replace(history, requests=requests)
+        rival = history.rival
+        if rival is not None and space.arm_of(rival) is None:
+            rival = None
+        self.history = history = replace(history, requests=requests, rival=rival)
         winner, runner_up = history.winner, history.runner_up
         if winner is None or not (winner.is_off or space.arm_of(winner) is not None):
             return
@@ -228,7 +241,7 @@ class CellRun:
 
     def reopen(self, error: BackendError) -> None:
         """Have the next tune search again: the winner was predicted without a trial, and its first launch failed."""
-        permanent = fails_with_any_setting(error) or isinstance(error, UnsupportedError)
+        permanent = self.study.is_permanent(self.winner, error)
         with suppress(StoreError):
             self.study.start(self.winner, None).fail(error.message, permanent=permanent)
             self.study.note(WINNER, None)
@@ -332,6 +345,9 @@ class TuneSession:
         }
         if self.request.again:
             restarted = to_restart({key: history.remeasurement() for key, history in histories.items()})
+            # An unfinished one has no look left for a study with fewer rounds.
+            last = self.request.definition.rule.looks[-1]
+            restarted |= {key for key, history in histories.items() if history.latest_look() > last}
             for cell in cells:
                 if cell.cell.key in restarted:
                     cell.study.begin_again()
@@ -340,7 +356,18 @@ class TuneSession:
 
     def to_measure(self, cells: Sequence[CellRun]) -> list[CellRun]:
         """The cells without a proof, or with a draft or an arm that no search tried; with `--again`, the unfinished ones."""
-        return [c for c in cells if not c.history.proven or self._reopens(c)]
+        return [c for c in cells if (self._reopens(c) if c.history.proven else self._has_looks(c))]
+
+    def _has_looks(self, cell: CellRun) -> bool:
+        """Whether this study may still decide a cell; tells why not. No study enables before the latest look that was taken."""
+        study, looked = self.request.definition, cell.history.latest_look()
+        if not cell.searched or looked <= study.rule.looks[-1]:
+            return True
+        self.tell(
+            f"{cell.prompt_type}: an earlier study looked at {counted(looked, 'round')} of this proof, and {study.name} ends after "
+            f"{study.rule.looks[-1]}. Run that study, or use --again to measure it again."
+        )
+        return False
 
     def _reopens(self, cell: CellRun) -> bool:
         """Whether a proven cell is measured again; tells the reason either way."""
@@ -354,6 +381,8 @@ class TuneSession:
             return not finished
         names = history.opens_for(cell.news, cell.untried, drafts)
         why = history.why_open(names, cell.news, cell.untried, drafts)
+        if not why and (proof := history.served) is not None and self._contests(cell, proof):
+            why = f"the proof of {cell.winner.label} beside it is not finished"
         if not why:
             self.tell(f"{cell.prompt_type}: already proven; use --again to measure it again.")
             return False
@@ -362,6 +391,18 @@ class TuneSession:
             proof = history.served
             cell.stands = proof if proof is not None and self._draft_is_there(proof) else None
         self.tell(f"{cell.prompt_type}: already proven, but {why}.")
+        return True
+
+    def _contests(self, cell: CellRun, proof: Recommendation) -> bool:
+        """Whether the proof of the rival goes on, beside the one that stands; a tune was interrupted in it, or its budget ended."""
+        history, rival = cell.history, cell.history.rival
+        enabled = proof.verdict is Verdict.ENABLE and self._draft_is_there(proof)
+        if rival is None or history.rival_over or rival == proof.tried or not enabled:
+            return False
+        # What the search predicted of another drafting is none of its evidence.
+        named = history.predictions[1] if rival == history.runner_up else None
+        cell.history = replace(history, predictions=(named, None))
+        cell.winner, cell.runner_up, cell.stands = rival, OFF, proof
         return True
 
     def _draft_is_there(self, proof: Recommendation) -> bool:

@@ -443,16 +443,19 @@ class _DraftingChecks:
     ) -> None:
         """Ask one side, and keep its half.
 
-        A server that dies is launched once more. What fails with drafting is its fault, unless it fails without drafting, too, or no
-        prompt is to blame.
+        A server that dies, or is late while other programs use the machine, is launched once more. What fails with drafting is its
+        fault, unless it fails without drafting, too, or no prompt is to blame. Where off is late, too, the next tune checks it again.
         """
-        for deaths in range(_DEATHS_ALLOWED + 1):
+        for failures in range(_DEATHS_ALLOWED + 1):
             try:
                 self._ask(condition, subject, item, side, halves)
             except RequestError as error:
-                if isinstance(error, ServerDiedError) and deaths < _DEATHS_ALLOWED:
+                late = isinstance(error, LateAnswerError)
+                if failures < _DEATHS_ALLOWED and (
+                    isinstance(error, ServerDiedError) or (late and self._has_calmed())
+                ):
                     continue
-                if isinstance(error, NoAnswerError) and not isinstance(error, LateAnswerError):
+                if isinstance(error, NoAnswerError) and (side.is_off or not late):
                     self._incomplete.add((condition, subject.key))
                 elif not side.is_off:
                     self._half(condition, subject, item, OFF, halves)
@@ -460,6 +463,13 @@ class _DraftingChecks:
                 raise
             else:
                 return
+
+    def _has_calmed(self) -> bool:
+        """Whether other programs used the machine during the last request, and have finished."""
+        begun_s = self._tools.budget.spent_s
+        calmed = self._calm.after(self._asking.watch.finish())
+        self._waited_s += self._tools.budget.spent_s - begun_s
+        return calmed
 
     def _ask(
         self, condition: Condition, subject: Subject, item: _Item, side: Drafting, halves: _Halves
@@ -471,6 +481,7 @@ class _DraftingChecks:
         position = int((item.number, not side.is_off) in halves)
         cut = side.is_off and condition.kind is not Kind.CONCURRENT and not self._per_request
         try:
+            self._asking.watch.start()
             asking, prompt = self._prepared(condition, first, server)
             measured = measure(
                 asking,
@@ -484,7 +495,7 @@ class _DraftingChecks:
                 position=position,
                 most_tokens=self._off_length.of(prompt, paired=False) if cut else None,
             )
-        except ServerDiedError:
+        except (ServerDiedError, LateAnswerError):
             launches.drop(server)
             raise
         halves[item.number, side.is_off] = measured

@@ -47,6 +47,8 @@ __all__ = [
 _LEAST_SHARE = 0.01
 # A round of the proof. With fewer prompts of a type, it counts as not measured.
 _LEAST_PROMPTS = 8
+# A round with a smaller part of the largest one's pairs was interrupted, or its budget ended: it belongs to a later look.
+_LEAST_OF_ROUND = 0.75
 _MOST_CANDIDATES = 5
 
 
@@ -161,6 +163,14 @@ class Known:
         asked = {p.off.prompt_id for p in self.pairs.get(drafting, ())} - self.failing.get(OFF, frozenset())
         return self.answered is not None and len(asked) >= self.answered
 
+    def in_whole_rounds(self, drafting: Drafting) -> Known:
+        """The same without the pairs of a drafting's unfinished rounds: to look at them would spend a look on a part of its pairs."""
+        own = self.pairs[drafting]
+        sizes = Counter(p.off.round for p in own)
+        least = _LEAST_OF_ROUND * max(sizes.values())
+        whole = [p for p in own if sizes[p.off.round] >= least]
+        return dataclasses.replace(self, pairs={**self.pairs, drafting: whole})
+
     def proves(self, drafting: Drafting) -> bool:
         """Whether the cell's own proof enables this drafting; off where it says that drafting does not pay."""
         r = self.recommendation
@@ -255,7 +265,7 @@ def choose(
     rule: Rule = DEFAULT_RULE,
     scatter: LaunchScatter = LaunchScatter(),  # noqa: B008 - a frozen value
     *,
-    looked: Mapping[str, int] | None = None,
+    looked: Mapping[Drafting, int] | None = None,
 ) -> Overall:
     """Choose the best single drafting for a mix, and judge it by the pairs of all types. Pure.
 
@@ -264,7 +274,7 @@ def choose(
         mix: The mix.
         rule: The verdict's rule. Draftings that are measured in all types share its error rate.
         scatter: How much launches on this machine differ.
-        looked: Key of a drafting → rounds of the last look that did not enable it. It is not enabled at that look later.
+        looked: Drafting → rounds of the last look that did not enable it. It is not enabled at that look later.
     """
     here = {kind: known[kind] for kind in mix.shares if kind in known}
     times = _time_shares(mix, here)
@@ -279,7 +289,7 @@ def choose(
         figures = {kind: figure[0] for kind, own in here.items() if (figure := own.ratio(drafting))}
         candidate = Candidate(drafting, _mixed(times, figures), _lacking(mix, here, drafting))
         if drafting in judged:
-            last = (looked or {}).get(drafting.key, 0)
+            last = (looked or {}).get(drafting, 0)
             decision, rounds, look = _look(drafting, here, times, shared, scatter=scatter, looked=last)
             candidate = candidate._replace(decision=decision, rounds=rounds, look=look)
         if fails := sum(len(own.failing.get(drafting, ())) for own in here.values()):
@@ -395,6 +405,7 @@ def _look(
     looked: int,
 ) -> tuple[Decision, int, int]:
     """The decision about a drafting that is measured in every type, the rounds that every type has of it, and the look."""
+    known = {kind: own.in_whole_rounds(drafting) for kind, own in known.items()}
     values, rounds = of_mix(
         {str(kind): own.pairs[drafting] for kind, own in known.items()},
         {str(kind): share for kind, share in time_shares.items()},

@@ -24,19 +24,21 @@ from autospec.recommendations import (
     StoredRecommendation,
     Verdict,
 )
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.store.database import Store
 from autospec.tuning.cell import acceptance
 from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
-from autospec.tuning.resume import EPOCH, REQUESTS, cached_as_now, failing_of
+from autospec.tuning.resume import DRAFT_ID, EPOCH, REQUESTS, cached_as_now, failing_of
 from autospec.tuning.tasks import StoredPairs
 
 __all__ = [
     "earlier_looks",
     "for_mix",
     "known_types",
+    "looks_json",
+    "noted_looks",
     "requests_of",
     "rule_of",
-    "since_s",
     "to_recommendation",
     "wanted_pairs",
 ]
@@ -107,17 +109,85 @@ def _predicted(r: Recommendation) -> dict[Drafting, float]:
     return found
 
 
-def earlier_looks(answers: Iterable[Recommendation], known: Mapping[PromptType, Known]) -> dict[str, int]:
-    """The looks of stored answers that did not enable a drafting, by its key; none if a type was measured from the start since."""
-    looks: dict[str, int] = {}
-    for entry in (entry for r in answers for entry in r.evidence.get("looks") or ()):
-        drafting = Drafting.understood(entry["drafting"])
-        if drafting is not None and entry["since"] >= since_s(known):
-            looks[drafting.key] = max(int(entry["rounds"]), looks.get(drafting.key, 0))
+def noted_looks(answers: Iterable[Recommendation], known: Mapping[PromptType, Known]) -> list[dict[str, Any]]:
+    """The looks of stored answers that did not enable a drafting, without those whose types were measured from the start since."""
+    found = []
+    for r in answers:
+        mixed = [e["prompt_type"] for e in r.evidence.get("types", ())]
+        for entry in ({"types": mixed, **e} for e in r.evidence.get("looks") or ()):
+            own = _looked_at(entry, known)
+            if not own or entry["since"] >= _since_s(own):
+                found.append(entry)
+    return found
+
+
+def earlier_looks(
+    noted: Iterable[Mapping[str, Any]], known: Mapping[PromptType, Known], drafts: DraftFiles
+) -> dict[Drafting, int]:
+    """Drafting, with its draft's path of today → rounds of the latest noted look at pairs of `known`."""
+    looks: dict[Drafting, int] = {}
+    for entry in noted:
+        if _looked_at(entry, known):
+            for drafting in _today(entry, drafts):
+                looks[drafting] = max(int(entry["rounds"]), looks.get(drafting, 0))
     return looks
 
 
-def since_s(known: Mapping[PromptType, Known]) -> float:
+def _looked_at(entry: Mapping[str, Any], known: Mapping[PromptType, Known]) -> dict[PromptType, Known]:
+    """The types that a look was at, if they have pairs of its protocol today; earlier versions did not note it."""
+    own = {kind: figures for kind, figures in known.items() if kind in entry["types"]}
+    told = {figures.recommendation.evidence.get("protocol") for figures in own.values()}
+    return own if entry.get("protocol") in (None, *told) else {}
+
+
+def looks_json(
+    looked: Mapping[Drafting, int],
+    noted: Iterable[Mapping[str, Any]],
+    answer: Overall,
+    *,
+    drafts: DraftFiles,
+    protocol: str,
+) -> list[dict[str, Any]]:
+    """What `noted_looks` reads: the earlier looks, and those of `looked` that are later."""
+    own = [str(kind) for kind in answer.known]
+    kept: list[dict[str, Any]] = []
+    before: dict[Drafting, int] = {}
+    identities: dict[Drafting, str] = {}
+    for entry in noted:
+        draftings = _today(entry, drafts) if entry.get("protocol") in (None, protocol) else []
+        for drafting in draftings:
+            before[drafting] = max(int(entry["rounds"]), before.get(drafting, 0))
+            identities[drafting] = entry.get("draft_id") or identities.get(drafting, "")
+        later = draftings and all(looked.get(d, 0) > int(entry["rounds"]) for d in draftings)
+        if not (later and set(entry["types"]) == set(own)):
+            kept.append(dict(entry))
+    return kept + [
+        {
+            "drafting": drafting.to_json(),
+            "draft_id": drafts.identity(drafting) or identities.get(drafting) or None,
+            "rounds": rounds,
+            "since": _since_s(answer.known),
+            "protocol": protocol,
+            "types": own,
+        }
+        for drafting, rounds in looked.items()
+        if rounds > before.get(drafting, 0)
+    ]
+
+
+def _today(entry: Mapping[str, Any], drafts: DraftFiles) -> list[Drafting]:
+    """The drafting of a noted look with its draft's path of today; none if the draft was replaced."""
+    drafting, identity = Drafting.understood(entry["drafting"]), str(entry.get("draft_id") or "")
+    if drafting is None:
+        return []
+    if drafting.draft is not None and not identity and drafting.draft not in drafts.by_path:
+        # An earlier version noted the path alone. If the draft was moved since, it may be any of these.
+        return [drafting, *(dataclasses.replace(drafting, draft=path) for path in drafts.by_path)]
+    today = drafts.today(drafting, identity, math.inf)
+    return [] if today is None else [today]
+
+
+def _since_s(known: Mapping[PromptType, Known]) -> float:
     """When the newest of the types' measurements began to count, in seconds since the epoch."""
     return max((float(k.recommendation.evidence.get(EPOCH) or 0.0) for k in known.values()), default=0.0)
 
@@ -274,7 +344,7 @@ def for_mix(
     Args:
         store: The database.
         stored: The recommendations, of any models and backends.
-        answers: Their overall answers: they know how many prompts a proof has, and which looks were taken.
+        answers: Overall answers, of any launches: they know how many prompts a proof has, and which looks were taken.
         weights: Prompt type → weight.
     """
     groups: dict[tuple[str, str, str], dict[str, list[StoredRecommendation]]] = {}
@@ -306,15 +376,26 @@ def for_mix(
             if (cell := s.recommendation.evidence.get("cell")) in asked
             and (kind := s.recommendation.prompt_type) is not None
         }
+        store.drafts = _drafts_of(own)
         known = known_types(store, own, prompts)
         rule = rule_of(k.recommendation for k in known.values())
         cells = {s.recommendation.evidence.get("cell") for s in own} - {None}
         of_these = [r for r in answers if any(e.get("cell") in cells for e in r.evidence.get("types", ()))]
-        looked = earlier_looks(of_these, known)
+        looked = earlier_looks(noted_looks(of_these, known), known, store.drafts)
         answer = choose(known, mix_of(known, (), weights), rule, _scatter_of(known), looked=looked)
         if answer.known:
             found.append(to_recommendation(answer, rule, **_commands(answer)))
     return found
+
+
+def _drafts_of(stored: Iterable[StoredRecommendation]) -> DraftFiles:
+    """The drafts as the newest recommendations name them: the pairs of a moved draft count, those of a replaced one do not."""
+    named: dict[str, str] = {}
+    for r in sorted((s.recommendation for s in stored), key=lambda r: r.created_at):
+        path, identity = r.tried.draft, r.evidence.get(DRAFT_ID)
+        if path is not None and identity:
+            named = {p: i for p, i in named.items() if i != identity} | {path: str(identity)}
+    return DraftFiles({path: DraftFile(identity) for path, identity in named.items()})
 
 
 def _launch_of(r: Recommendation) -> str:

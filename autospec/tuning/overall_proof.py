@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from autospec.backends.protocol import Backend
 from autospec.cells import PromptType
@@ -26,8 +27,9 @@ from autospec.tuning.overall import Known, Overall, choose, mix_of, names_of
 from autospec.tuning.overall_answer import (
     earlier_looks,
     known_types,
+    looks_json,
+    noted_looks,
     requests_of,
-    since_s,
     to_recommendation,
 )
 from autospec.tuning.paired_runner import MOST_FAILING, Failing, PairedRunner
@@ -79,7 +81,10 @@ class OverallProof:
         self._rule = session.request.definition.rule
         # Draftings and rounds of a type that were asked here, even if some pairs did not count.
         self._asked: set[tuple[Drafting, PromptType, int]] = set()
-        self._looked: dict[str, int] | None = None
+        # Looks of earlier tunes as they are stored, and the rounds of the last look that did not enable a drafting.
+        self._noted: list[dict[str, Any]] = []
+        self._looked: dict[Drafting, int] | None = None
+        self._kept: dict[Drafting, int] = {}  # those of `_looked` that are stored
 
     def run(self) -> None:
         """Choose, measure what is missing while the budget lasts, and store the answer."""
@@ -89,12 +94,21 @@ class OverallProof:
         if self._can_measure(answer):
             with self._pairing() as pairing:
                 try:
-                    while self._can_measure(answer) and self._measure(answer, pairing):
+                    while self._can_measure(answer):
+                        self._keep_looks(answer)
+                        if not self._measure(answer, pairing):
+                            break
                         answer = self._choose()
                 finally:
                     self._keep_failing(pairing)
             answer = self._choose()  # what fails counts even where there is no pair
         self._save(answer)
+
+    def _keep_looks(self, answer: Overall) -> None:
+        """Store the answer if it has new looks: if the tune is killed while it measures on, no later tune may take them again."""
+        if self._looked != self._kept:
+            self._kept = dict(self._looked or {})
+            self._save(answer)
 
     def _keep_failing(self, pairing: PairedRunner) -> None:
         """Keep the prompts that were found to fail with the types' own recommendations: other mixes are answered from them."""
@@ -133,11 +147,13 @@ class OverallProof:
         scatter = known_scatter(store, self._session.hardware.id, self._cell.build, compared)
         if self._looked is None:
             earlier = store.overall_answers([self._cell.launch_key])
-            self._looked = earlier_looks([s.recommendation for s in earlier], known)
+            self._noted = noted_looks((s.recommendation for s in earlier), known)
+            self._looked = earlier_looks(self._noted, known, store.drafts)
+            self._kept = dict(self._looked)
         answer = choose(known, mix, self._rule, scatter, looked=self._looked)
         for c in answer.candidates:
             if c.decision is not None and c.decision.verdict is not Verdict.ENABLE:
-                self._looked[c.drafting.key] = max(c.look, self._looked.get(c.drafting.key, 0))
+                self._looked[c.drafting] = max(c.look, self._looked.get(c.drafting, 0))
         return answer
 
     def _with_failing(self, kind: PromptType, known: Known) -> Known:
@@ -276,14 +292,7 @@ class OverallProof:
         except UnsupportedError:
             pass  # the model has no drafting at all
         r = to_recommendation(answer, self._rule, args=args, command=command)
-        looks = [
-            {
-                "drafting": c.drafting.to_json(),
-                "rounds": self._looked[c.drafting.key],
-                "since": since_s(answer.known),
-            }
-            for c in answer.candidates
-            if self._looked and c.drafting.key in self._looked
-        ]
+        drafts = self._session.store.drafts
+        looks = looks_json(self._looked or {}, self._noted, answer, drafts=drafts, protocol=request.protocol)
         r = dataclasses.replace(r, evidence={**r.evidence, "study": request.definition.name, "looks": looks})
         self._session.store.save_overall(r, self._session.hardware, self._cell.launch_key)

@@ -553,7 +553,7 @@ class PairedRunner:
         return Measured(task, pair, reason)
 
     def _half(self, task: Task, side: Drafting, block: _Block, position: int) -> Measurement:
-        deaths = 0
+        deaths, late = 0, False
         most_tokens = self.off_length.of(task.prompt, paired=position > 0) if side.is_off else None
         while True:
             server = self._server(side)
@@ -575,6 +575,12 @@ class PairedRunner:
                     self._launches.drop(server)
                     deaths += 1
                     if deaths <= _DEATHS_ALLOWED:
+                        continue
+                if isinstance(error, LateAnswerError) and not late:
+                    late = True
+                    # If other programs used the machine, and have finished, it is asked once more.
+                    if self.calm.after(self._asking.watch.finish()):
+                        self._launches.drop(server)
                         continue
                 if side.is_off and isinstance(error, ServerDiedError):
                     raise _off_failed(task, error) from error

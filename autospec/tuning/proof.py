@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from autospec.cells import Aim
@@ -152,6 +151,9 @@ class Proof:
         self._prove(rivals)
         for cell in rivals:
             self._end_contest(cell, stored)
+        for cell in self._cells:
+            if cell.contests:  # `run` has gone on with an earlier tune's
+                self._note_rival(cell)
 
     def expected_s(self) -> float:
         """Expected seconds until the winners are decided, as far as the time of requests is known."""
@@ -313,7 +315,12 @@ class Proof:
         """Whether the cell turns to another drafting, although the winner is enabled: it is expected to be clearly faster."""
         if not (cell.decided and cell.enabled and cell.stands is None and cell.other is None):
             return False
-        found = self._named_rival(cell) or self._free_rival(cell)
+        noted = cell.history.rival
+        found = (
+            self._named_rival(cell) or self._free_rival(cell)
+            if noted is None
+            else self._earlier_rival(cell, noted)
+        )
         if found is None:
             return False
         ahead, rival = found
@@ -328,11 +335,23 @@ class Proof:
             cell.turn_to(winner, decision=decision, rounds=rounds)
             self._name_again(cell)
             return False
-        self._context.progress.tell(
-            f"{cell.prompt_type}: {rival.label} is expected to be {100 * math.expm1(ahead):.0f} % faster than {winner.label}"
-            " on the prompts of the proof. It is proved, too."
+        why = (
+            "an earlier tune has begun its proof"
+            if noted is not None
+            else (
+                f"it is expected to be {100 * math.expm1(ahead):.0f} % faster than {winner.label} on the prompts of the proof"
+            )
         )
+        self._context.progress.tell(f"{cell.prompt_type}: {rival.label} is proved, too: {why}.")
+        cell.note_rival(rival, over=False)
         return True
+
+    def _earlier_rival(self, cell: CellRun, rival: Drafting) -> tuple[float, Drafting] | None:
+        """The rival of an earlier tune, whose winner is enabled again by the stored pairs. No other takes its place."""
+        pairing, key = self._context.pairing, cell.cell.key
+        if rival == cell.winner or pairing.gave_up(key, rival) or pairing.failing(key, rival):
+            return None
+        return 0.0, rival
 
     def _name_again(self, cell: CellRun) -> None:
         """Give a cell the runner-up of its search again, whose proof is still possible."""
@@ -356,7 +375,7 @@ class Proof:
         if not budget.allows(reading_s + round_s):
             return None
         try:
-            ahead = predictions.ahead(cell, partial(self._pairs_of, key))
+            ahead = predictions.ahead(cell)
         except BackendError as error:
             self._context.progress.tell(f"{cell.prompt_type}: {rival.label} is not proved. {error.message}")
             return None
@@ -379,28 +398,33 @@ class Proof:
         own = space.arm_of(cell.winner)
         free = [d for d in space.grid() if d.mode.draft_free and predictable(d) and space.arm_of(d) != own]
         try:
-            found = predictions.free_rival(cell, free, partial(self._pairs_of, key))
+            found = predictions.free_rival(cell, free)
         except BackendError:
             return None  # the next request to this server says why
         if found is None or pairing.gave_up(key, found[1]) or pairing.failing(key, found[1]):
             return None
         return found
 
-    def _pairs_of(self, key: str, drafting: Drafting) -> list[Pair]:
-        """A drafting's counted pairs of one cell."""
-        phases = (Phase.SEARCH, Phase.PROVE)
-        return [pair for phase in phases for pair in self._context.pairing.known(key, drafting, phase)]
-
     def _end_contest(self, cell: CellRun, stored: Callable[[CellRun], Recommendation | None]) -> None:
         """Continue with the drafting that is served: the first one, unless a better proof of the other was stored."""
         first, second = cell.other, cell.decision
         if cell.pending and second is not None:
             self._end(cell, second)
+        self._note_rival(cell)
         served = stored(cell)
         if first is not None and (served is None or served.drafting != cell.winner):
             cell.turn_to(first.drafting, decision=first.decision, rounds=first.rounds)
             self._name_again(cell)
         cell.stands = None
+
+    def _note_rival(self, cell: CellRun) -> None:
+        """Note whether the proof of the rival, the cell's winner now, has ended."""
+        over = cell.decided or self._has_failed(cell)
+        cell.note_rival(cell.winner, over=over)
+        if not over:
+            self._context.progress.tell(
+                f"{cell.prompt_type}: the proof of {cell.winner.label} is not finished; the next tune goes on with it."
+            )
 
     def _round(self, plans: Sequence[_CellPlan], *, whole_cells: bool) -> bool:
         """One round of cells with the same winner, best first. Returns whether it found anything new."""
@@ -453,7 +477,7 @@ class Proof:
         for cell in cells:
             self._failed.add((cell.cell.key, drafting))
             # A runner-up that fails says nothing of the winner, which goes on.
-            if not (cell.trial_values or cell.rounds or cell.other):
+            if not (cell.trial_values or cell.rounds or cell.other or cell.contests):
                 cell.reopen(error)
 
     def _refuse(self, cell: CellRun) -> None:
@@ -479,6 +503,9 @@ class Proof:
         seen = cell.history.last_look(cell.winner)
         if cell.rounds not in rule.looks or cell.rounds < seen:
             # A conclusion between looks would break the error rate.
+            if cell.rounds >= rule.looks[-1]:
+                reason = f"an earlier study looked at {counted(seen, 'round')} of its proof, and this one ends after {cell.rounds}"
+                self._take(cell, replace(decide((), 0), final=True, reason=reason), gives_way=True)
             return
         # Later rounds of an earlier tune belong to later looks, each with its own share of the error rate; and another study
         # may have asked other prompts in a round.

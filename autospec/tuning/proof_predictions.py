@@ -10,7 +10,7 @@ The same answers show whether the runner-up is faster than the winner on more pr
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from autospec.backends.registry import EncodesText
 from autospec.drafting import OFF, Drafting
@@ -78,26 +78,23 @@ class ProofPredictions:
             self._found[place] = {} if predictor is None else predictor.log_ratios(*place)
         return self.known(cell)
 
-    def ahead(self, cell: CellRun, pairs_of: Callable[[Drafting], Sequence[Pair]]) -> float | None:
+    def ahead(self, cell: CellRun) -> float | None:
         """Expected ln(runner-up ÷ winner), mean over all prompts whose answers are recorded; ``None`` if it is unknown.
 
-        Both must be `predictable`. Nothing is recorded for it, but a draft that has not read these answers reads them. `pairs_of`
-        returns a drafting's counted pairs, which correct its costs.
+        Both must be `predictable`. Nothing is recorded for it, but a draft that has not read these answers reads them.
 
         Raises:
             BackendError: A server failed.
         """
         both = (cell.winner, cell.runner_up)
-        predictor = self._of_recorded(cell, {d.draft for d in both if d.draft is not None}, both, pairs_of)
+        predictor = self._of_recorded(cell, {d.draft for d in both if d.draft is not None}, both)
         if predictor is None or not all(map(predictor.trusts, both)):
             return None
         winner, runner_up = (predictor.log_ratios(cell.cell.key, d) for d in both)
         common = winner.keys() & runner_up.keys()
         return statistics.fmean(runner_up[p] - winner[p] for p in common) if common else None
 
-    def free_rival(
-        self, cell: CellRun, free: Sequence[Drafting], pairs_of: Callable[[Drafting], Sequence[Pair]]
-    ) -> tuple[float, Drafting] | None:
+    def free_rival(self, cell: CellRun, free: Sequence[Drafting]) -> tuple[float, Drafting] | None:
         """Expected ln(drafting ÷ winner) on the proof's prompts, of the one of `free` that is best on the search's; ``None`` if unlikely.
 
         The proof's prompts must not choose it, because they are to prove it. Its predictions are compared with the winner's measured pairs,
@@ -108,7 +105,7 @@ class ProofPredictions:
         """
         key = cell.cell.key
         tried = [d for d in cell.trial_values if d.mode.draft_free]
-        predictor = self._of_recorded(cell, set(), tried, pairs_of)
+        predictor = self._of_recorded(cell, set(), tried)
         if predictor is None:
             return None
         searched = {prompt.id for prompt in cell.tune_prompts}
@@ -127,14 +124,10 @@ class ProofPredictions:
         return (statistics.fmean(ahead), rival) if chance_above(WORTH_A_RIVAL, ahead) >= _LIKELY else None
 
     def _of_recorded(
-        self,
-        cell: CellRun,
-        drafts: Collection[str],
-        observed: Iterable[Drafting],
-        pairs_of: Callable[[Drafting], Sequence[Pair]],
+        self, cell: CellRun, drafts: Collection[str], observed: Iterable[Drafting]
     ) -> Predictor | None:
         """Predicts from all recorded answers of a cell, with costs that the pairs of `observed` have corrected."""
-        pairs = pairs_of(cell.winner)
+        pairs = self._pairs_of(cell, cell.winner)
         self.keep_answers(cell, pairs)
         recorded = self._recorded_of(cell, pairs)
         prompts = [p for p in (*cell.tune_prompts, *cell.prove_prompts) if p.id in recorded]
@@ -146,8 +139,15 @@ class ProofPredictions:
         self._recorded.clear()
         if predictor is not None:
             for drafting in observed:
-                predictor.observe(drafting, pairs_of(drafting))
+                predictor.observe(drafting, self._pairs_of(cell, drafting))
         return predictor
+
+    def _pairs_of(self, cell: CellRun, drafting: Drafting) -> list[Pair]:
+        """A drafting's counted pairs, which correct its costs."""
+        known = self._context.pairing.known
+        return [
+            pair for phase in (Phase.SEARCH, Phase.PROVE) for pair in known(cell.cell.key, drafting, phase)
+        ]
 
     def _recorded_of(self, cell: CellRun, pairs: Sequence[Pair]) -> set[str]:
         """Prompts whose answers are recorded, by a machine in the state of the newest pair."""

@@ -30,7 +30,7 @@ from autospec.recommendations import (
 from autospec.store.compatibility import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.store.database import Store
 from autospec.tuning.request import TuneRequest
-from autospec.tuning.study import OPENED, RUNNER_UP, SEARCHED, UNTRIED, WINNER, CellStudy
+from autospec.tuning.study import OPENED, RIVAL, RUNNER_UP, SEARCHED, UNTRIED, WINNER, CellStudy
 
 __all__ = [
     "DRAFT_ID",
@@ -42,6 +42,7 @@ __all__ = [
     "basis_digest",
     "basis_of",
     "cached_as_now",
+    "compared_json",
     "drafts_of",
     "failing_json",
     "failing_of",
@@ -50,6 +51,7 @@ __all__ = [
     "note_failing",
     "note_look",
     "note_requests",
+    "note_rival",
     "renewing",
     "save_recommendation",
     "to_restart",
@@ -63,6 +65,7 @@ REQUESTS = "requests"  # the cell's requests, as `Shapes`
 _RENEWAL = "renewal"  # the epoch that `--again` set
 _PREDICTION = "prediction"
 _RUNNER_UP_PREDICTION = "prediction_of_runner_up"
+_RIVAL_OVER = "rival_over"  # whether the rival's proof has ended
 _LOOK = "look "  # and a digest of the drafting → epoch, and rounds of the last look
 # And the same digest → `Look`. A note of its own, because earlier versions read the other.
 _LOOKED = "looked "
@@ -109,6 +112,9 @@ class CellHistory:
         winner: The search's choice, with its draft's current path; ``None`` without one.
         runner_up: Likewise; off if there is none.
         shares_rate: Whether the search chose a runner-up, even one that can no longer be proved.
+        rival: The drafting that is proved beside the enabled winner; ``None`` without one. No other takes its place: each would be one
+            more chance of a wrong enable.
+        rival_over: Whether its proof has ended.
         predictions: The predictions for the winner and for the runner-up, as JSON values.
         tried: Drafting → speed ratio to off of its trial.
         drafts_tried: Paths of the drafts of all trials ever made.
@@ -130,6 +136,8 @@ class CellHistory:
     winner: Drafting | None = None
     runner_up: Drafting = OFF
     shares_rate: bool = False
+    rival: Drafting | None = None
+    rival_over: bool = False
     predictions: tuple[Any, Any] = (None, None)
     tried: Mapping[Drafting, float] = field(default_factory=lambda: MappingProxyType({}))
     drafts_tried: frozenset[str] = frozenset()
@@ -164,6 +172,8 @@ class CellHistory:
             winner=winner,
             runner_up=study.drafting_in(notes, RUNNER_UP, chosen_at) or OFF,
             shares_rate=not (Drafting.understood(notes.get(RUNNER_UP)) or OFF).is_off,
+            rival=None if winner is None else study.drafting_in(notes, RIVAL, chosen_at),
+            rival_over=bool(notes.get(_RIVAL_OVER)),
             predictions=(None, None) if winner is None else predictions,
             tried={
                 t.drafting: t.value for t in study.tried() if t.value is not None and not t.drafting.is_off
@@ -199,6 +209,16 @@ class CellHistory:
         """Rounds of the last look at a drafting's proof in this epoch; 0 for none."""
         look = self.looks.get(self.digest(drafting))
         return 0 if look is None else look.rounds
+
+    def latest_look(self) -> int:
+        """Rounds of the latest look at any drafting of the search's choice, or at the one that is served; 0 for none."""
+        draftings = {
+            self.winner,
+            self.runner_up,
+            self.rival,
+            None if self.served is None else self.served.tried,
+        }
+        return max((self.last_look(d) for d in draftings if d is not None), default=0)
 
     def spent(self, drafting: Drafting, rounds: int, pairs: Sequence[Pair]) -> bool:
         """Whether the error rate of a look at these pairs is spent.
@@ -407,6 +427,7 @@ def note_choice(
         study.note(name, figures)
     study.note_searched(history.searched or ())
     study.note(UNTRIED, sorted(untried))
+    study.note(RIVAL, None)  # it was another winner's
     study.note_drafting(RUNNER_UP, runner_up)
     study.note_drafting(WINNER, winner)  # last: if it is there, all of them are
     return replace(
@@ -414,9 +435,19 @@ def note_choice(
         winner=winner,
         runner_up=runner_up,
         shares_rate=not runner_up.is_off,
+        rival=None,
         predictions=predictions,
         untried=frozenset(untried),
     )
+
+
+def note_rival(study: CellStudy, history: CellHistory, rival: Drafting, *, over: bool) -> CellHistory:
+    """Note the drafting that is proved beside the enabled winner, and whether its proof has ended: if not, the next tune goes on with it."""
+    with suppress(StoreError):  # if the studies' machine no longer answers, the proof continues
+        study.note(_RIVAL_OVER, over)
+        if history.rival != rival:
+            study.note_drafting(RIVAL, rival)
+    return replace(history, rival=rival, rival_over=over)
 
 
 def note_look(
@@ -647,14 +678,19 @@ def _better(new: Recommendation, old: Recommendation) -> bool:
     return new.verdict is Verdict.ENABLE and (new.gain or 0.0) > (old.gain or 0.0)
 
 
-def _with_comparison(old: Recommendation, new: Recommendation) -> Recommendation:
-    """The proof that stays, with the drafting it was compared with, resting on the current drafts."""
-    figures = new.to_json()
-    compared = {
+def compared_json(r: Recommendation) -> dict[str, Any]:
+    """A proof as the evidence of the one that it was compared with."""
+    figures = r.to_json()
+    return {
         "drafting": figures["tried"],
         **{name: figures[name] for name in ("speedup", "speedup_ci", "verdict")},
-        "rounds": new.evidence.get("rounds"),
+        "rounds": r.evidence.get("rounds"),
     }
+
+
+def _with_comparison(old: Recommendation, new: Recommendation) -> Recommendation:
+    """The proof that stays, with the drafting it was compared with, resting on the current drafts."""
+    compared = compared_json(new)
     known = [p for p in old.evidence.get("also_proved", ()) if p.get("drafting") != compared["drafting"]]
     basis = new.evidence.get("basis", old.evidence.get("basis"))
     return replace(old, evidence={**old.evidence, "also_proved": [*known, compared], "basis": basis})

@@ -164,7 +164,8 @@ class Tuning:
         elif open_cells:
             self._tune(session, open_cells, space, budget, fitting)
         if limits.check:
-            self._check_proven([c for c in cells if c not in open_cells], session, space, budget)
+            proven = [c for c in cells if c.history.proven and c not in open_cells]
+            self._check_proven(proven, session, space, budget)
         self._launch_key = cells[0].cell.launch_key
         if self.request.aim is Aim.ENERGY:
             return  # an answer for all prompt types together adds times

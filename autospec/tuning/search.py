@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.errors import BackendError, RequestError, UnsupportedError
+from autospec.errors import BackendError, RequestError
 from autospec.measure.measurements import Pair, Phase
 from autospec.tuning.cell import CellRun, TuneContext, TuneStep, mean_log_ratio
 from autospec.tuning.forecast import MOST_TOGETHER, Forecast, LaunchedForecast
@@ -379,9 +379,9 @@ class Search:
             outcomes = self._measure(drafting, cells, asks, number)
         except BackendError as error:
             hopeless_arm = fails_with_any_setting(error)
-            permanent = hopeless_arm or isinstance(error, UnsupportedError)
-            for ask in asks.values():
-                ask.fail(error.message, permanent=permanent)
+            for cell in cells:
+                permanent = cell.study.is_permanent(drafting, error)
+                asks[cell.cell.key].fail(error.message, permanent=permanent)
             if hopeless_arm:
                 self._bury(drafting)
             self._progress.tell(f"{drafting.label}: cannot be used. {error.message}")

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,14 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from autospec.cells import Cell
 from autospec.drafting import OFF, Drafting
-from autospec.errors import BackendError, LaunchError, SpeculationInactiveError, StoreError, install_line
+from autospec.errors import (
+    BackendError,
+    LaunchError,
+    SpeculationInactiveError,
+    StoreError,
+    UnsupportedError,
+    install_line,
+)
 from autospec.store.compatibility import DraftFiles
 from autospec.store.database import connect_args, first_use, read_url
 from autospec.tuning.definition import StudyDefinition
@@ -31,6 +39,7 @@ from autospec.tuning.space import Space
 
 __all__ = [
     "OPENED",
+    "RIVAL",
     "RUNNER_UP",
     "SEARCHED",
     "UNTRIED",
@@ -98,6 +107,8 @@ def _plain(method: Callable[..., Any], failure: type[Exception], where: str) -> 
 # Names of the notes about a search's result; a new search deletes them.
 WINNER = "winner"
 RUNNER_UP = "runner_up"
+# The drafting that is proved beside an enabled winner.
+RIVAL = "rival"
 # Identities of the drafts that the searches so far could try, and names of those for which a proven cell is measured again.
 SEARCHED = "searched_drafts"
 OPENED = "opened_for"
@@ -236,9 +247,20 @@ class CellStudy:
         identity = str(notes.get(f"{key}_draft_id") or "")
         return None if drafting is None else self._space.drafts.today(drafting, identity, at)
 
+    def is_permanent(self, drafting: Drafting, error: BackendError) -> bool:
+        """Whether a drafting with this failure would fail in any other launch, too; not if its draft has vanished: it may come back."""
+        fails = fails_with_any_setting(error) or isinstance(error, UnsupportedError)
+        return fails and not (drafting.draft is not None and self._has_vanished(drafting.draft))
+
+    def _has_vanished(self, draft: str) -> bool:
+        """Whether the file of a draft of this space was there when the tune began, and is gone."""
+        file = self._space.drafts.by_path.get(draft)
+        return file is not None and file.changed_at > 0.0 and not Path(draft).exists()
+
     def note_searched(self, before: Iterable[str]) -> None:
         """Keep the drafts of this space as those that a search could try, besides the identities `before`."""
-        here = {file.identity for file in self._space.drafts.by_path.values()}
+        drafts = self._space.drafts.by_path.items()
+        here = {file.identity for path, file in drafts if not self._has_vanished(path)}
         self.note(SEARCHED, sorted(here.union(before)))
 
     def drafts_tried(self) -> set[str]:
@@ -249,7 +271,7 @@ class CellStudy:
     def begin_again(self) -> None:
         """Start a new search: earlier trials stay in the study and no longer count."""
         self.note("trials_from", len(self._study.get_trials(deepcopy=False)))
-        for key in (WINNER, RUNNER_UP, SEARCHED, OPENED, UNTRIED, PROMPTS):
+        for key in (WINNER, RUNNER_UP, RIVAL, SEARCHED, OPENED, UNTRIED, PROMPTS):
             self.note(key, None)
 
     def tried(self) -> list[Tried]:

@@ -94,14 +94,14 @@ def enabled(gains: list[float], launch_sd: float, random: np.random.Generator) -
     types = [_Type(k, math.log(g), launch_sd, random) for k, g in zip(_TYPES, gains, strict=False)]
     for each in types:
         each.prove()
-    looked: dict[str, int] = {}
+    looked: dict[Drafting, int] = {}
     while True:
         known = {each.kind: each.known() for each in types}
         answer = choose(known, mix_of(known, ()), _RULE, looked=looked)
         [candidate] = answer.candidates
         if answer.verdict is Verdict.ENABLE:
             return True
-        looked[_DRAFTING.key] = max(candidate.look, looked.get(_DRAFTING.key, 0))
+        looked[_DRAFTING] = max(candidate.look, looked.get(_DRAFTING, 0))
         fewest = min(each.rounds for each in types)
         if answer.final or answer.next.is_off or fewest >= _RULE.looks[-1]:
             return False

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 
 from autospec.cells import PromptType
@@ -15,7 +16,7 @@ from autospec.cli import cli
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.hardware import identify
 from autospec.measure.measurements import AS_MEASURED, DepthCosts, DepthRise, Shapes
-from autospec.recommendations import SCHEMA, Recommendation, Status, Verdict
+from autospec.recommendations import SCHEMA, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.server_config import what_to_run
 from autospec.settings import load_settings
 from autospec.store.compatibility import DraftFile, DraftFiles
@@ -199,6 +200,53 @@ def test_a_mix_is_not_enabled_at_a_look_that_a_tune_has_taken(tuned):
     assert (refused.verdict, refused.drafting) == (Verdict.UNDECIDED, OFF)
     assert "at a look that was taken before" in refused.reason
     assert mixed(-1.0).verdict is mixed(0.0, "elsewhere").verdict is Verdict.ENABLE
+
+
+def test_a_mix_knows_the_looks_of_every_stored_answer(tuned):
+    """The newest answer of the model is of other settings; it hid the looks at these, so one of them could be taken again."""
+    [answer] = [s.recommendation for s in tuned.overall_answers()]
+    looks = [{"drafting": DRAFTING.to_json(), "rounds": 2, "since": 0.0}]
+    told = replace(answer, evidence={**answer.evidence, "looks": looks})
+    tuned.save_overall(told, identify(), "launch-key")
+    asked = ("recommend", "--json", "--mix", "coding=9,writing=1")
+    for _ in range(2):
+        [found] = json.loads(run(*asked).stdout)["overall"]
+        assert (found["verdict"], found["drafting"]) == ("undecided", OFF.to_json())
+        types = [{**e, "cell": f"elsewhere-{e['prompt_type']}"} for e in answer.evidence["types"]]
+        later = replace(
+            answer, evidence={**answer.evidence, "types": types}, created_at="2099-01-01T10:00:00"
+        )
+        tuned.save_overall(later, identify(), "another-key")
+
+
+def test_a_mix_counts_the_pairs_and_looks_of_a_moved_draft_and_none_of_a_replaced_one(tuned):
+    """`recommend` sees no files: the results tell which contents a path has."""
+    [answer], weights = [s.recommendation for s in tuned.overall_answers()], {CODING: 9.0, WRITING: 1.0}
+    moved = replace(DRAFTING, draft="/moved/draft.gguf")
+    looks = [{"drafting": DRAFTING.to_json(), "draft_id": "same", "rounds": 2, "since": 0.0}]
+    answers = [replace(answer, evidence={**answer.evidence, "looks": looks})]
+    engine = sa.create_engine(load_settings().storage)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE autospec_measurements SET draft_id = 'same'"))
+    engine.dispose()
+
+    def named(drafting: Drafting, identity: str) -> list[StoredRecommendation]:
+        def today(r: Recommendation) -> Recommendation:
+            if r.tried.draft is None:
+                return r
+            return replace(
+                r, tried=drafting, drafting=drafting, evidence={**r.evidence, "draft_id": identity}
+            )
+
+        return [replace(s, recommendation=today(s.recommendation)) for s in tuned.recommendations()]
+
+    [found] = for_mix(tuned, named(moved, "same"), answers, weights)
+    assert (found.tried, found.verdict, found.pairs) == (moved, Verdict.UNDECIDED, 32)
+    assert "at a look that was taken before" in found.reason
+    [found] = for_mix(tuned, named(moved, "same"), [answer], weights)
+    assert (found.drafting, found.verdict) == (moved, Verdict.ENABLE)
+    [found] = for_mix(tuned, named(DRAFTING, "another"), [answer], weights)
+    assert (found.tried, found.verdict, found.pairs) != (DRAFTING, Verdict.ENABLE, 32)
 
 
 def test_every_type_has_the_prompt_cache_of_the_build(tuned):

@@ -201,3 +201,17 @@ def test_a_draft_that_has_moved_keeps_its_rise():
     before = depth.to_json()
     del before["identities"]
     assert DepthCosts.from_json(before) == costs(), "an earlier version noted no identities"
+
+
+def test_a_rise_that_would_take_more_than_the_whole_time_does_not_count():
+    """Live requests are far shorter than the measured ones, and a load made the rise too large: it was the logarithm of a negative time."""
+    rises = {"": DepthRise(0.5, 0.0), "/m/draft.gguf": DepthRise(0.5, 0.2)}
+    shape = RequestShape(20.0, 50.0, source="traffic", context_tokens=20.0)
+    halves = {
+        drafts: measurement(
+            with_drafting=drafts, drafting=DRAFTED if drafts else OFF, compared=DRAFTED, prompt_tokens=2000
+        )
+        for drafts in (False, True)
+    }
+    pair = Pair(halves[False], halves[True], replace(shape, depth=DepthCosts(50.0, 700, rises)))
+    assert pair.speeds_tps == Pair(halves[False], halves[True], shape).speeds_tps

@@ -110,6 +110,14 @@ def test_an_unfinished_proof_says_how_long_it_may_take():
     )
 
 
+def test_a_proof_that_a_larger_study_began_is_not_continued_by_the_same_command():
+    """It said so for ever: this study has no look left."""
+    _, _, still_open = tune_summary([proven(CODING), unfinished(QA, rounds=8)], None, rest())
+    assert still_open == (
+        "Still open: A study with more rounds began the proof for qa. Run that study again, or use --again."
+    )
+
+
 def test_a_likely_gain_has_an_estimate_of_its_own():
     """About, and not up to about: it is when the proof would be over if the rest is like what was seen."""
     likely = {"likely": {"speedup": 1.7, "interval": [1.5, 1.9], "chance": 0.99, "about_s": 600}}

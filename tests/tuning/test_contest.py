@@ -85,7 +85,7 @@ def test_the_faster_of_two_is_served(request_):
     assert (other["drafting"]["mode"], other["verdict"]) == ("draft-model", "enable")
     assert found.speedup > 1.05 * other["speedup"]
     assert "limits" in found.evidence
-    assert sum("It is proved, too." in line for line in progress.told) == 1
+    assert sum("is proved, too: it is expected" in line for line in progress.told) == 1
 
 
 def test_nothing_is_launched_for_a_runner_up_that_is_not_expected_to_be_faster(request_):
@@ -243,6 +243,113 @@ def test_without_time_for_the_contest_the_winner_stays(request_, monkeypatch, al
     assert proved(progress) == [Mode.DRAFT_MODEL]
     assert found.drafting.mode is Mode.DRAFT_MODEL
     assert found.evidence["also_proved"] == []
+
+
+def breaks_off(monkeypatch, answers: int) -> list[str]:
+    """Ends the tune after so many answers of n-grams to prompts of the proof; returns the prompts that they answered."""
+    complete, asked = MachineServer.complete, []
+
+    def breaks(self, request):
+        if self.drafting.mode is Mode.NGRAM_SIMPLE and "prove" in str(request.messages):
+            if len(asked) == answers:
+                raise KeyboardInterrupt
+            asked.append(str(request.messages))
+        return complete(self, request)
+
+    monkeypatch.setattr(MachineServer, "complete", breaks)
+    return asked
+
+
+def proofs_asked(monkeypatch) -> list[tuple[Mode, str]]:
+    """What is asked of the proof's prompts from now on."""
+    complete, asked = MachineServer.complete, []
+
+    def listen(self, request):
+        if "prove" in str(request.messages):
+            asked.append((self.drafting.mode, str(request.messages)))
+        return complete(self, request)
+
+    monkeypatch.setattr(MachineServer, "complete", listen)
+    return asked
+
+
+@pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize("named", [True, False])
+def test_an_interrupted_contest_goes_on_in_the_next_tune(request_, monkeypatch, named):
+    """The rival's pairs count; nothing of the winner is measured again, and what is proven is served meanwhile."""
+    if not named:
+        monkeypatch.setattr(Forecast, "rival", lambda *_: None)
+        monkeypatch.setattr(winners, "_runner_up", lambda *_: OFF)
+    with monkeypatch.context() as patch:
+        answered = breaks_off(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            tune(request_, machine(request_))
+    with monkeypatch.context() as patch:
+        asked = proofs_asked(patch)
+        found, progress = tune(request_, machine(request_))
+    assert any(
+        "already proven, but the proof of ngram-simple" in line and "is not finished" in line
+        for line in progress.told
+    )
+    assert proved(progress) == [Mode.NGRAM_SIMPLE]
+    assert {mode for mode, _ in asked} <= {Mode.OFF, Mode.NGRAM_SIMPLE}
+    assert not {text for mode, text in asked if mode is Mode.NGRAM_SIMPLE} & set(answered)
+    assert (found.verdict, found.status, found.drafting.mode) == (
+        Verdict.ENABLE,
+        Status.PROVEN,
+        Mode.NGRAM_SIMPLE,
+    )
+    [other] = found.evidence["also_proved"]
+    assert (other["drafting"]["mode"], other["verdict"]) == ("draft-model", "enable")
+    third = machine(request_)
+    assert tune(request_, third)[0] == found
+    assert third.main_launches() == []
+
+
+@pytest.mark.usefixtures("limits")
+def test_a_contest_whose_budget_ends_goes_on_and_ends(request_, monkeypatch):
+    """The rival turns out to be slower: the proof stands with it beside, and no later tune measures it."""
+    exact, prove = MachineServer.exact, Proof._prove
+
+    def slow(self, text, max_tokens):
+        prompt_ms, generate_ms, *counts = exact(self, text, max_tokens)
+        return (prompt_ms, (2.0 if self.drafting.mode is Mode.NGRAM_SIMPLE else 1.0) * generate_ms, *counts)
+
+    monkeypatch.setattr(MachineServer, "exact", slow)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Proof,
+            "_prove",
+            lambda self, cells: None if any(c.contests for c in cells) else prove(self, cells),
+        )
+        first, progress = tune(request_, machine(request_))
+    assert first.drafting.mode is Mode.DRAFT_MODEL
+    assert progress.told[-1].endswith("is not finished; the next tune goes on with it.")
+    found, progress = tune(request_, machine(request_))
+    assert proved(progress) == [Mode.NGRAM_SIMPLE]
+    assert (found.verdict, found.status, found.drafting) == (Verdict.ENABLE, Status.PROVEN, first.drafting)
+    assert [other["drafting"]["mode"] for other in found.evidence["also_proved"]] == ["ngram-simple"]
+    third = machine(request_)
+    tune(request_, third)
+    assert third.main_launches() == []
+
+
+def test_a_rival_that_dies_is_not_proved_by_the_next_tune(request_, monkeypatch):
+    """It would die again; `--again` forgets it."""
+    complete = MachineServer.complete
+
+    def breaks(self, request):
+        if self.drafting.mode is Mode.NGRAM_SIMPLE and "prove" in str(request.messages):
+            raise ServerDiedError("It died.", "Look.")
+        return complete(self, request)
+
+    monkeypatch.setattr(MachineServer, "complete", breaks)
+    tune(request_, machine(request_))
+    again = machine(request_)
+    tune(request_, again)
+    assert again.main_launches() == []
+    _, progress = tune(replace(request_, again=True), machine(request_))
+    assert proved(progress) == [Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE]
 
 
 def test_a_second_tune_measures_nothing(request_):

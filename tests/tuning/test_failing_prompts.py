@@ -12,9 +12,11 @@ import pytest
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Mode
 from autospec.errors import AutospecError, BackendError, LateAnswerError, NoAnswerError, RequestError
+from autospec.measure import disturbances
 from autospec.measure.measurements import Phase
 from autospec.prompts.suite import Half
 from autospec.recommendations import FAILING, Status, Verdict
+from autospec.tuning import load_guard
 from autospec.tuning.paired_runner import MOST_FAILING, Measured, PairedRunner
 from autospec.tuning.run import Tuning
 from autospec.tuning.search import Search
@@ -165,6 +167,31 @@ def test_a_server_that_answers_nothing_in_time_ends_it(tmp_path, off, words):
     with pytest.raises(AutospecError, match="within 600 s") as raised:
         list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
     assert isinstance(raised.value, BackendError) is not off
+    runner._launches.close()
+
+
+@pytest.mark.parametrize("resident", [2, 1])
+@pytest.mark.parametrize(("busy_s", "fails"), [(1, set()), (1000, {"p1"})])
+def test_an_answer_that_other_programs_made_late_is_asked_once_more(
+    tmp_path, monkeypatch, resident, busy_s, fails
+):
+    """It was blamed on the drafting, which no tune enabled then. Where the load stays, off has answered under it, too."""
+    monkeypatch.setattr(load_guard, "busy", disturbances.busy)
+    watch = Watch()
+    runner, backend = pairing(tmp_path, watch, [], resident=resident)
+    asked: list[str] = []
+
+    def hang(server: SimulatedServer, text: str) -> None:
+        if not server.drafting.is_off and '"1"' in text and (fails or not asked):
+            asked.append(server.launch_id)
+            watch.script = [replace(CALM, other_load=3.0)] * busy_s
+            raise LateAnswerError("It did not answer within 600 s.")
+
+    backend.before_answer = hang
+    measured = list(runner.block(TASKS, DRAFTING, Phase.PROVE, 1))
+    assert {m.task.prompt_id for m in measured if m.pair is None} == fails
+    assert runner.failing("cell", DRAFTING) == fails
+    assert len(asked) == 1
     runner._launches.close()
 
 

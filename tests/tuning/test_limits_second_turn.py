@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import ClassVar
 
 import pytest
 
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
-from autospec.errors import NoAnswerError, RequestError, ServerDiedError
+from autospec.errors import LateAnswerError, NoAnswerError, RequestError, ServerDiedError
+from autospec.hardware.state import MachineState, StateWatch
+from autospec.measure import disturbances
 from autospec.recommendations import (
     FAILING,
     LIMITS,
@@ -19,6 +23,8 @@ from autospec.recommendations import (
     Status,
     Verdict,
 )
+from autospec.tuning import load_guard
+from autospec.tuning import run as run_module
 from autospec.tuning.definition import LimitsDefinition
 from autospec.tuning.limit_checks import LimitChecks
 from autospec.tuning.proof import Proof
@@ -27,6 +33,7 @@ from tests.tuning.test_contest import MODES, calm, machine  # noqa: F401 - a fix
 from tests.tuning.test_contest import request_ as contest_request
 from tests.tuning.test_contest import tune as tune_machine
 from tests.tuning.test_limits_in_a_tune import LONG_CHARACTERS, request_for
+from tests.tuning.test_paired_runner import CALM
 from tests.tuning.test_run import Silent, nobody_else_is_at_work, tune
 
 __all__ = ["contest_request", "nobody_else_is_at_work"]  # fixtures
@@ -203,5 +210,56 @@ def test_a_connection_that_breaks_refuses_nothing(tmp_path):
     [check] = Limits.from_json(found.evidence[LIMITS]).second_turn
     assert (check.pairs, check.verdict) == (0, LimitVerdict.OPEN)
     assert check.note == "A request failed: The connection broke."
+    [check] = Limits.from_json(tune(request, backend())[CODING].evidence[LIMITS]).second_turn
+    assert (check.pairs, check.verdict) == (8, LimitVerdict.FASTER)
+
+
+class Scripted(StateWatch):
+    """The machine as a script says; calm once the script is over."""
+
+    script: ClassVar[list[MachineState]] = []
+
+    def finish(self, *, at_rest: bool = False) -> MachineState:
+        """The script's next state."""
+        super().finish(at_rest=at_rest)
+        return self.script.pop(0) if self.script else CALM
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_late_second_turn_refuses_only_where_no_other_program_is_to_blame(tmp_path, monkeypatch, busy):
+    """Another program used the machine for ten minutes and ended: the second turn is asked once more."""
+    hung: list[str] = []
+    monkeypatch.setattr(run_module, "LimitChecks", partial(LimitChecks, watch=Scripted))
+
+    def hang(server: SimulatedServer, text: str) -> None:
+        if SECOND_TURN in text and server.drafting.mode is Mode.DRAFT_MODEL and not (busy and hung):
+            hung.append(server.launch_id)
+            Scripted.script = [replace(CALM, other_load=float(CALM.cores))] * busy
+            raise LateAnswerError("It did not answer within 600 s.")
+
+    monkeypatch.setattr(load_guard, "busy", disturbances.busy)
+    found = tune(request_for(tmp_path, CHECKED), SimulatedBackend(both_win, before_answer=hang))[CODING]
+    assert hung
+    assert (found.drafting.mode is Mode.DRAFT_MODEL) is busy
+    [check] = Limits.from_json(found.evidence[LIMITS]).second_turn
+    assert (check.pairs, check.verdict) == (8, LimitVerdict.FASTER)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("sides", [(True,), (True, False)])
+def test_where_off_is_late_the_next_tune_checks_again(tmp_path, sides):
+    """A check that ended without a pair counted as done, and was never asked again."""
+
+    def hang(server: SimulatedServer, text: str) -> None:
+        if SECOND_TURN in text and server.drafting.is_off in sides:
+            raise LateAnswerError("It did not answer within 600 s.")
+
+    request = request_for(tmp_path, CHECKED)
+    found = tune(request, SimulatedBackend(both_win, before_answer=hang))[CODING]
+    assert (found.verdict, found.drafting.mode) == (Verdict.ENABLE, Mode.DRAFT_MODEL)
+    assert FAILING not in found.evidence
+    [check] = Limits.from_json(found.evidence[LIMITS]).second_turn
+    assert (check.pairs, check.verdict) == (0, LimitVerdict.OPEN)
     [check] = Limits.from_json(tune(request, backend())[CODING].evidence[LIMITS]).second_turn
     assert (check.pairs, check.verdict) == (8, LimitVerdict.FASTER)

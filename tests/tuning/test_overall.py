@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,11 +16,12 @@ from autospec.measure.log_ratios import of_mix
 from autospec.measure.measurements import DepthCosts, DepthRise, Pair, Sample, Shapes
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.store.database import open_store
 from autospec.tuning import overall_proof
 from autospec.tuning.build_recommendation import Cost
 from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix
-from autospec.tuning.overall_answer import to_recommendation
+from autospec.tuning.overall_answer import earlier_looks, looks_json, noted_looks, to_recommendation
 from autospec.tuning.paired_runner import PairedRunner
 from autospec.tuning.request import draft_file
 from autospec.tuning.run import Tuning
@@ -344,8 +345,87 @@ def test_draftings_that_could_be_chosen_share_the_error_rate():
     assert one.estimate is not None
     assert both.estimate.interval[0] < one.estimate.interval[0]
     assert one.verdict is Verdict.ENABLE
-    again = choose(alone, equal(CODING, WRITING), looked={DRAFTING.key: 2})
+    again = choose(alone, equal(CODING, WRITING), looked={DRAFTING: 2})
     assert (again.verdict, again.final) == (Verdict.UNDECIDED, False)
+
+
+def measured(protocol: str = "p", epoch: float = 0.0, *kinds: PromptType) -> dict[PromptType, Known]:
+    """Types with two rounds of one drafting, measured under this protocol since this moment."""
+    cells = {
+        k: known(k, DRAFTING, Verdict.UNDECIDED, measured={DRAFTING: 1.3}, rounds=2)
+        for k in kinds or (CODING, WRITING)
+    }
+    told = {"protocol": protocol, "epoch": epoch}
+    return {
+        k: replace(own, recommendation=replace(own.recommendation, evidence={**own.recommendation.evidence, **told}))
+        for k, own in cells.items()
+    }  # fmt: skip
+
+
+def with_looks(
+    cells: Mapping[PromptType, Known], rounds: int, drafts: DraftFiles, *, protocol: str = "p", before: Sequence[Recommendation] = ()
+) -> Recommendation:  # fmt: skip
+    """The stored answer of a tune that looked at the drafting after these rounds; 0 for no look."""
+    answer = choose(cells, equal(*cells))
+    noted = noted_looks(before, cells)
+    looked = earlier_looks(noted, cells, drafts) | ({DRAFTING: rounds} if rounds else {})
+    r = to_recommendation(answer, DEFAULT_RULE)
+    looks = looks_json(looked, noted, answer, drafts=drafts, protocol=protocol)
+    return replace(r, evidence={**r.evidence, "looks": looks})
+
+
+HERE = DraftFiles({str(DRAFTING.draft): DraftFile("same")})
+MOVED = replace(DRAFTING, draft="/moved/draft.gguf")
+
+
+def test_looks_at_all_types_follow_a_draft_that_is_moved():
+    """They had its path alone, so every look could be taken twice. What earlier versions noted is still read."""
+    cells = measured()
+    noted = noted_looks([with_looks(cells, 2, HERE)], cells)
+    there = DraftFiles({"/moved/draft.gguf": DraftFile("same")})
+    replaced = DraftFiles({str(DRAFTING.draft): DraftFile("another")})
+    assert earlier_looks(noted, cells, HERE) == {DRAFTING: 2}
+    assert earlier_looks(noted, cells, there) == {MOVED: 2}
+    assert earlier_looks(noted, cells, replaced) == {}
+    old = [{k: v for k, v in e.items() if k not in ("draft_id", "protocol")} for e in noted]
+    assert earlier_looks(old, cells, HERE) == earlier_looks(old, cells, replaced) == {DRAFTING: 2}
+    assert earlier_looks(old, cells, there) == {DRAFTING: 2, MOVED: 2}
+
+
+def test_looks_outlive_a_tune_of_another_protocol_or_without_the_draft():
+    """The newest answer held those of its own tune alone, and only of its five best draftings."""
+    cells, gone = measured(), DraftFiles({})
+    first = with_looks(cells, 2, HERE)
+    other = measured("q", 9.0)
+    second = with_looks(other, 4, HERE, protocol="q", before=[first])
+    assert earlier_looks(noted_looks([second], other), other, HERE) == {DRAFTING: 4}
+    third = with_looks(cells, 0, gone, before=[second])
+    assert earlier_looks(noted_looks([third], cells), cells, HERE) == {DRAFTING: 2}
+    fourth = with_looks(cells, 4, HERE, before=[third])
+    assert sorted(e["rounds"] for e in fourth.evidence["looks"]) == [4, 4], "one of each protocol"
+
+
+def test_looks_are_gone_when_one_of_their_types_is_measured_from_the_start():
+    """A type that was not in the mix is none of them: it took the looks away."""
+    first = with_looks(measured(), 2, HERE)
+    later = measured() | measured("p", 9.0, CHAT)
+    assert earlier_looks(noted_looks([first], later), later, HERE) == {DRAFTING: 2}
+    again = measured() | measured("p", 9.0, WRITING)
+    assert noted_looks([first], again) == []
+
+
+def test_a_part_of_a_round_belongs_to_the_next_look():
+    """An interruption spent the look of its round on these pairs, and the answer took two more rounds."""
+    cells = {k: known(k, DRAFTING, Verdict.UNDECIDED, measured={DRAFTING: 1.3}, rounds=2) for k in (CODING, WRITING)}  # fmt: skip
+    first = {k: [p for p in own.pairs[DRAFTING] if p.off.round == 1] for k, own in cells.items()}
+    second = [p for p in cells[CODING].pairs[DRAFTING] if p.off.round == 2]
+    for part, look in ((5, 1), (7, 2)):
+        interrupted = {
+            CODING: replace(cells[CODING], pairs={DRAFTING: [*first[CODING], *second[:part]]}),
+            WRITING: cells[WRITING],
+        }
+        [candidate] = choose(interrupted, equal(CODING, WRITING)).candidates
+        assert (candidate.look, candidate.rounds) == (look, look)
 
 
 def test_a_mix_is_read_and_refused():
@@ -586,3 +666,41 @@ def test_a_type_that_was_not_asked_for_is_not_measured(request_):  # noqa: F811
     assert (answer.speedup, answer.speedup_ci) == (own.speedup, own.speedup_ci)
     assert list(answer.evidence["mix"]["shares"]) == ["coding"]
     assert not [text for _, _, text in backend.asked if "writing" in text]
+
+
+def test_a_tune_notes_its_looks_by_the_identity_of_the_draft(request_):  # noqa: F811
+    """The gain of the mix is too small for the first look; each look is noted once, however often tunes follow."""
+    file = request_.models[1].path
+    file.write_text("a draft")
+    for _ in range(2):
+        tuning = Tuning(request_, SimulatedBackend(pays_for_coding), MACHINE, Silent())
+        tuning.run()
+        answer = tuning.overall()
+        assert answer is not None
+        [look] = [e for e in answer.evidence["looks"] if e["drafting"]["mode"] == "draft-model"]
+        assert look["draft_id"] == draft_file(request_.models[1]).identity
+        assert (look["protocol"], look["types"]) == (request_.protocol, ["coding", "writing"])
+
+
+def test_looks_are_kept_where_the_tune_is_killed_while_it_measures_on(request_):  # noqa: F811
+    """They were stored at its end alone: rounds between two looks would have been one more look."""
+
+    def speed(drafting: Drafting, text: str) -> float:
+        if drafting.mode is Mode.DRAFT_MODEL:
+            return 1.5 if "coding" in text else (0.9 if "prove" in text else 1.3)
+        return 1.2 if "coding" in text else 1.3
+
+    progress = Silent()
+
+    def interrupt(_server, _text):
+        if any(step.phase == "overall" for step in progress.steps):
+            raise KeyboardInterrupt
+
+    tuning = Tuning(request_, SimulatedBackend(speed, before_answer=interrupt), MACHINE, progress)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.run()
+    store = open_store(request_.storage)
+    [answer] = [s.recommendation for s in store.overall_answers()]
+    store.close()
+    [look] = answer.evidence["looks"]
+    assert (look["drafting"]["mode"], look["rounds"]) == ("draft-model", 1)

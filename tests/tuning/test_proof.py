@@ -16,7 +16,7 @@ from autospec.recommendations import Verdict
 from autospec.tuning import proof
 from autospec.tuning.cell import CellRun
 from autospec.tuning.proof import Proof, of_round
-from autospec.tuning.resume import CellHistory
+from autospec.tuning.resume import CellHistory, Look
 from autospec.tuning.tasks import Task
 from tests.report.samples import DRAFTING, measurement
 from tests.tuning.proofs import lab, ngram
@@ -119,6 +119,16 @@ def test_another_rule_takes_no_look_again_at_other_pairs():
     for pairs, verdict in ((stored, Verdict.ENABLE), (changed, Verdict.UNDECIDED)):
         again = looked_at(1, replace(first.history, rule="new"), pairs)
         assert again.decision.verdict is verdict
+
+
+def test_after_a_larger_study_a_smaller_one_has_no_look_left():
+    """The proof stayed open for ever; now it ends, not enabled."""
+    history = CellHistory(epoch_s=7.0)
+    history = replace(history, looks={history.digest(DRAFTING): Look(8, "", ())})
+    assert looked_at(2, history).decision is None
+    last = looked_at(4, history)
+    assert (last.decision.verdict, last.decided) == (Verdict.UNDECIDED, True)
+    assert "an earlier study looked at 8 rounds" in last.decision.reason
 
 
 def by_launch(made):

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from autospec.catalog.model import Model
 from autospec.drafting import Drafting, Mode
+from autospec.errors import LaunchError
 from autospec.measure.measurements import Sample
 from autospec.recommendations import NO_LIMITS, Status, Verdict
 from autospec.store.database import open_store
@@ -301,6 +302,24 @@ def test_a_draft_that_was_replaced_opens_a_proven_cell(request_):
     assert not closed.launched
 
 
+def test_a_draft_that_vanishes_in_a_tune_is_tried_when_it_is_back(request_):
+    """A disk that was unplugged: the draft counted as tried, and as one that fails in any launch, also with `--again`."""
+    file = request_.models[1].path
+    simulated = backend()
+
+    def launch(drafting: Drafting) -> None:
+        if drafting.draft:
+            file.unlink(missing_ok=True)
+            raise LaunchError("The draft could not be loaded: it is missing.", "", permanent=True)
+
+    simulated.before_launch = launch
+    first = tune(request_, simulated)[CODING]
+    assert first.drafting.is_off
+    file.write_text("draft")
+    _, second = again(request_)
+    assert (second.verdict, Path(second.drafting.draft).stem) == (Verdict.ENABLE, "draft")
+
+
 def test_a_draft_that_is_moved_keeps_its_trials_and_pairs(request_, tmp_path):
     """The proof continues under the new path."""
     interrupted_in_the_proof(request_)
@@ -415,6 +434,64 @@ def test_a_continued_tune_leaves_out_what_a_newer_version_wrote(request_):
     _, result = again(request_, progress)
     assert (result.status, Path(result.drafting.draft).stem, result.pairs) == (Status.PROVEN, "draft", 8)
     assert any("does not understand" in told and "measurements" in told for told in progress.told)
+
+
+def with_looks(request: TuneRequest, *looks: int, **changes) -> TuneRequest:
+    """The same with these looks, and nothing given up before the last one."""
+    definition = request.definition
+    rule = replace(definition.rule, looks=looks, worth_proving=0.0, **changes)
+    return replace(request, definition=replace(definition, rule=rule))
+
+
+def looked_at_eight_rounds(request: TuneRequest) -> None:
+    """A tune of a study with 16 rounds that ends in round 9, undecided."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPEED, "draft", 1.02)
+        patch.setattr("autospec.measure.verdict._hopeless", lambda *_: False)
+        interrupted_in_the_proof(with_looks(request, 1, 2, 4, 8, 16), answers=8 * 16 + 2)
+    assert (served(request).status, served(request).evidence["rounds"]) == (Status.PROVISIONAL, 8)
+
+
+def test_a_study_with_fewer_looks_than_were_taken_measures_nothing_and_says_so(request_):
+    """It launched a server each time, looked at nothing, and told the user to run it again."""
+    looked_at_eight_rounds(request_)
+    before, small, progress = served(request_), with_looks(request_, 1, 2, 4), Silent()
+    simulated, after = again(small, progress)
+    assert not simulated.launched
+    assert after == before
+    [told] = [t for t in progress.told if "looked at" in t]
+    assert told == (
+        f"{CODING}: an earlier study looked at 8 rounds of this proof, and quick ends after 4. Run that study, or use --again to "
+        "measure it again."
+    )
+    _, whole = again(with_looks(request_, 1, 2, 4, 8, 16))
+    assert whole.status is Status.PROVEN
+
+
+def test_what_a_larger_study_has_enabled_is_served_and_not_checked_by_a_smaller_one(request_, monkeypatch):
+    """Its limits belong to that proof."""
+    looked_at_eight_rounds(request_)
+    store = open_store(request_.storage)
+    [stored] = store.recommendations()
+    r = stored.recommendation
+    enabled = replace(r, verdict=Verdict.ENABLE, status=Status.PROVEN, drafting=r.tried)
+    store.save_recommendation(enabled, stored.hardware, stored.cell_key)
+    store.close()
+    checked: list[object] = []
+    monkeypatch.setattr(LimitChecks, "run", lambda _, subjects: checked.extend(subjects))
+    small = with_looks(request_, 1, 2, 4)
+    definition = replace(small.definition, limits=LimitsDefinition(check=True))
+    simulated, after = again(replace(small, definition=definition))
+    assert (simulated.launched, checked) == ([], [])
+    assert after == enabled
+
+
+def test_again_with_a_study_of_fewer_looks_measures_from_the_start(request_):
+    """A re-measurement by a larger study was interrupted: continuing it would leave this one without a look."""
+    looked_at_eight_rounds(replace(request_, again=True))
+    simulated, result = again(replace(with_looks(request_, 1, 2, 4), again=True))
+    assert [text for text in of_draft(simulated) if "prove" in text]
+    assert (result.status, result.verdict) == (Status.PROVEN, Verdict.ENABLE)
 
 
 def live_requests() -> list[Sample]:

@@ -214,7 +214,12 @@ def test_a_runner_up_that_does_not_start_leaves_the_winners_search(other, reopen
     """Nothing was launched in the search: the failure of the winner itself opens it again."""
     times = []
     cell = SimpleNamespace(
-        cell=SimpleNamespace(key="k"), trial_values={}, rounds=0, other=other, reopen=times.append
+        cell=SimpleNamespace(key="k"),
+        trial_values={},
+        rounds=0,
+        other=other,
+        contests=False,
+        reopen=times.append,
     )
     proof = Proof([], SimpleNamespace(), lambda _: None)
     proof._give_up(
