@@ -32,7 +32,6 @@ numbers, ``--spec-type mtp:n_max=4,p_min=0.0``; an n-gram stage may come before 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,8 +64,6 @@ _IK_NAMES_WIDTH = 32
 _IK_TEXT_COLUMN = 34
 _IK_LINE = re.compile(r"^ {2,9}-\S", re.MULTILINE)
 _IK_TYPES = re.compile(r"\btypes: (?P<values>none(?:, [\w-]+)*)")
-_DEFAULT = re.compile(r"default:\s*(?P<value>\"[^\"]*\"|'[^']*'|[^,;)]*)")
-_ENV = re.compile(r"\(env: (?P<name>\w+)\)")
 _ALLOWED = re.compile(r"allowed values: (?P<values>[\w-]+(?:,\s*[\w-]+)*)")
 _REMOVED = "argument has been removed"
 
@@ -79,16 +76,12 @@ class Option:
         names: All spellings with their dashes, in the help's order.
         value: The value's name as printed, e.g. ``N`` or ``[on|off|auto]``; empty for a switch.
         text: The description, its lines joined by single spaces.
-        default: The text after ``default:``, unquoted, or ``None``.
-        env: Environment variable that sets the same, or empty.
         choices: The values that the help lists, or empty.
     """
 
     names: tuple[str, ...]
     value: str = ""
     text: str = ""
-    default: str | None = None
-    env: str = ""
     choices: tuple[str, ...] = ()
 
     @property
@@ -145,11 +138,6 @@ class HelpText:
         text = next((option.text for option in self.gone if wanted in option.names), "")
         return text.split(f"{_REMOVED}.")[-1].split("(env:")[0].strip()
 
-    def nearest(self, name: str) -> str | None:
-        """The known spelling most similar to an unknown one."""
-        known = [spelling for option in self.options for spelling in option.names]
-        return next(iter(difflib.get_close_matches(normalise(name), known, n=1)), None)
-
     @property
     def spec_types(self) -> tuple[str, ...]:
         """The values of `--spec-type` without ``none``; empty for builds without it."""
@@ -165,7 +153,11 @@ def normalise(name: str) -> str:
 def parse(text: str) -> HelpText:
     """Read the output of ``llama-server --help``; lines that make no sense are skipped."""
     entries = _entries(text) or _ik_entries(text)
-    options = [_option(names, value, " ".join(" ".join(lines).split())) for names, value, lines in entries]
+    texts = [" ".join(" ".join(lines).split()) for _, _, lines in entries]
+    options = [
+        Option(names, value, text, _choices(value, text))
+        for (names, value, _), text in zip(entries, texts, strict=True)
+    ]
     return HelpText(
         options=tuple(o for o in options if not o.removed),
         gone=tuple(o for o in options if o.removed),
@@ -200,19 +192,6 @@ def _ik_entries(text: str) -> list[_Entry]:
         elif entries and line.startswith(" " * _IK_TEXT_COLUMN):
             entries[-1][2].append(line.strip())
     return entries
-
-
-def _option(names: tuple[str, ...], value: str, text: str) -> Option:
-    default = _DEFAULT.search(text)
-    env = _ENV.search(text)
-    return Option(
-        names=names,
-        value=value,
-        text=text,
-        default=None if default is None else default["value"].strip().strip("\"'"),
-        env="" if env is None else env["name"],
-        choices=_choices(value, text),
-    )
 
 
 def _choices(value: str, text: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Cycle(Enum):
-    """How drafting and verifying take turns; `autospec.predict.replay` simulates all of them."""
+    """How drafting and verifying take turns; `autospec.predict.profile` simulates all of them."""
 
     LLAMA_CPP = "llama.cpp"
     """The prompt's batch gives the first token; cycles follow. The draft model also computes the verified tokens."""

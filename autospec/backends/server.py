@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from autospec.backends.failures import Failure, classify, speculation_refused
-from autospec.backends.json_http import JsonClient
-from autospec.backends.openai_http import ChatClient
+from autospec.backends.openai_http import ChatClient, JsonClient
 from autospec.backends.placement import Placement, placement_of
 from autospec.backends.process import (
     HOST,

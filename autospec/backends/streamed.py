@@ -19,13 +19,19 @@ from typing import Any
 
 import httpx
 
-from autospec.backends.json_http import JsonClient, count_in
-from autospec.backends.openai_http import counts_in_timings, counts_in_usage, drafts_in, is_reasoning
+from autospec.backends.openai_http import (
+    JsonClient,
+    count_in,
+    counts_in_timings,
+    counts_in_usage,
+    drafts_in,
+    is_reasoning,
+)
 from autospec.backends.process import Ended
 from autospec.backends.protocol import Completion, Request
 from autospec.errors import NoAnswerError, RequestError
 
-__all__ = ["DONE", "AnswerReader", "Streamed", "StreamedClient", "data_of", "streamed_body"]
+__all__ = ["DONE", "AnswerReader", "StreamedClient", "data_of", "streamed_body"]
 
 # OpenAI's API sends this last.
 DONE = "[DONE]"
@@ -49,22 +55,6 @@ def data_of(parts: Iterable[bytes]) -> Iterator[str]:
 _CHAT = "/v1/chat/completions"
 # Statuses of a strict server for a field that it does not know.
 _FIELD_REFUSED = frozenset({400, 422})
-
-
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """One answer.
-
-    Attributes:
-        completion: The measurement; its times are by our clock unless `server_times`.
-        counted: True if the server told no usage, and `predicted_tokens` are chunks that we counted: with drafting a
-            chunk may hold several tokens. Prompt tokens are 0 then.
-        server_times: True if the answer carried llama.cpp's ``timings``.
-    """
-
-    completion: Completion
-    counted: bool
-    server_times: bool
 
 
 def streamed_body(request: Request, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -144,8 +134,12 @@ class AnswerReader:
                     self._first_ms = at_ms
             self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
 
-    def answer(self, wall_ms: float) -> Streamed:
-        """The answer, whose end came `wall_ms` after sending the request."""
+    def answer(self, wall_ms: float) -> Completion:
+        """The answer, whose end came `wall_ms` after sending the request.
+
+        Its times are by our clock unless it carried llama.cpp's ``timings``. If the server told no usage, its tokens are the chunks that
+        came (with drafting a chunk may hold several tokens), and prompt tokens are 0.
+        """
         first_ms = wall_ms if self._first_ms is None else self._first_ms
         timings = counts_in_timings(self._told.get("timings"))
         usage = counts_in_usage(self._told.get("usage"))
@@ -157,7 +151,7 @@ class AnswerReader:
         prompt_ms, predicted_ms = (timings.prompt_ms, timings.predicted_ms) if timings else (None, None)
         drafted, accepted = self._drafts()
         reasoning, rest = "".join(self._reasoning), "".join([*self._content, self._tool_text()])
-        completion = Completion(
+        return Completion(
             text=reasoning + rest,
             prompt_tokens=told.prompt_tokens if told else 0,
             predicted_tokens=self._chunks if predicted is None else predicted,
@@ -169,7 +163,6 @@ class AnswerReader:
             finish_reason=self.finish_reason,
             still_reasoning=is_reasoning(reasoning, rest),
         )
-        return Streamed(completion, counted=predicted is None, server_times=timings is not None)
 
     def _take(self, delta: Mapping[str, Any]) -> bool:
         """Keep a delta's text; false if it holds nothing that was generated."""
@@ -238,10 +231,6 @@ class StreamedClient(JsonClient):
             ServerDiedError: The process ended.
             RequestError: Refused, timed out, cut off, or an answer that makes no sense.
         """
-        return self.ask(request, extra).completion
-
-    def ask(self, request: Request, extra: Mapping[str, Any] | None = None) -> Streamed:
-        """As `complete`, with the source of the counts and times."""
         body = streamed_body(request, extra)
         if not self._asks_usage:
             del body["stream_options"]
@@ -252,11 +241,11 @@ class StreamedClient(JsonClient):
             content = b"".join(parts)
         if self._asks_usage and answer.status_code in _FIELD_REFUSED and b"stream_options" in content:
             self._asks_usage = False
-            return self.ask(request, extra)
+            return self.complete(request, extra)
         self._decode(answer.status_code, content)
         raise RequestError(f"{self._name} answered with status {answer.status_code}.")
 
-    def _read(self, parts: Iterator[bytes], begun_ms: float, kind: str) -> Streamed:
+    def _read(self, parts: Iterator[bytes], begun_ms: float, kind: str) -> Completion:
         if "text/event-stream" not in kind:
             start = next(parts, b"").decode(errors="replace")[:200]
             raise RequestError(

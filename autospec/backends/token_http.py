@@ -13,8 +13,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-from autospec.backends.json_http import JsonClient
-from autospec.backends.openai_http import GREEDY, ChatClient
+from autospec.backends.openai_http import GREEDY, ChatClient, JsonClient
 from autospec.backends.protocol import Proposal, Request, TokenAnswer
 from autospec.errors import RequestError
 

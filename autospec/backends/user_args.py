@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from autospec.backends.flags import HelpText, Option, normalise
 from autospec.cells import options_in
-from autospec.errors import UnsupportedError, UsageError
+from autospec.errors import UnsupportedError, UsageError, did_you_mean
 
 __all__ = ["args_of_draft", "check", "check_count", "options_of", "refuse_owned"]
 
@@ -180,6 +180,6 @@ def _unknown(text: HelpText, build: str, name: str) -> UnsupportedError:
     removal = text.removal(name)
     if removal:
         return UnsupportedError(f"llama-server {build} has removed {name}.", f"Its help says: {removal}.")
-    nearest = text.nearest(name)
-    hint = f"Did you mean {nearest}?" if nearest else "See llama-server --help."
+    known = [spelling for option in text.options for spelling in option.names]
+    hint = did_you_mean(normalise(name), known) or "See llama-server --help."
     return UnsupportedError(f"llama-server {build} does not know {name}.", hint)

@@ -365,13 +365,12 @@ def weights_of(model: Model) -> Weights:
     share = model.active_experts / model.experts if model.experts else 1.0
     # The blocks after the trunk are MTP layers; a head consists of nothing else.
     end = 0 if model.head else model.layers
-    parts = dict.fromkeys(("shared", "experts", "row", "tables", "output", "mtp"), 0.0)
+    parts = dict.fromkeys(("shared", "experts", "row", "output", "mtp"), 0.0)
     multiplied = 0.0
     for tensor in tensors:
         size, block = _size(tensor), _BLOCK_TENSOR.match(tensor.name)
         routed = bool(_EXPERT_TENSOR.search(tensor.name))
         if tensor.name in looked_up:
-            parts["tables"] += size
             parts["row"] += size / max(tensor.elements // tensor.shape[0], 1)
             continue
         if end and block and int(block[1]) >= end:
@@ -386,7 +385,6 @@ def weights_of(model: Model) -> Weights:
         shared_bytes=total["shared"],
         expert_bytes=total["experts"],
         row_bytes=total["row"],
-        table_bytes=total["tables"],
         output_bytes=total["output"],
         mtp_bytes=total["mtp"],
         multiplied=round(multiplied),

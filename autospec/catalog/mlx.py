@@ -397,13 +397,12 @@ def weights_of(model: Model) -> Weights:
     tensors = [t for file in model.files for t in _header(file, hashlib.sha256())]
     has_head = any("lm_head." in t.name for t in tensors)
     share = model.active_experts / model.experts if model.experts else 1.0
-    shared = experts = row = tables = output = 0.0
+    shared = experts = row = output = 0.0
     for tensor in tensors:
         embeds = "embed_tokens." in tensor.name
         if _MTP.search(tensor.name):
             continue
         if has_head and embeds:
-            tables += tensor.n_bytes
             row += tensor.n_bytes / max(tensor.shape[0], 1) if tensor.shape else 0.0
         elif _EXPERT.search(tensor.name):
             experts += tensor.n_bytes
@@ -419,7 +418,6 @@ def weights_of(model: Model) -> Weights:
         shared_bytes=round(shared),
         expert_bytes=round(experts),
         row_bytes=round(row),
-        table_bytes=round(tables),
         output_bytes=round(output),
         multiplied=round(multiplied),
     )

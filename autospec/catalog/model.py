@@ -95,7 +95,6 @@ class Weights:
         shared_bytes: Read once in every pass, however many tokens it computes; the output matrix is among them.
         expert_bytes: All routed experts of all layers. A token reads `active_experts` of `experts` of them.
         row_bytes: What one token reads of the tables in which it looks up one row, such as the embedding.
-        table_bytes: Those tables as a whole.
         output_bytes: The output matrix, which is the embedding where the file has no other; 0 if the file has none.
         mtp_bytes: What one proposal of the model's own MTP layers reads, without the output matrix.
         multiplied: Numbers that a token is multiplied with: shared weights and the chosen experts.
@@ -104,7 +103,6 @@ class Weights:
     shared_bytes: int
     expert_bytes: int = 0
     row_bytes: int = 0
-    table_bytes: int = 0
     output_bytes: int = 0
     mtp_bytes: int = 0
     multiplied: int = 0

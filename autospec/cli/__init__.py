@@ -19,26 +19,27 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-# Name → module and the line in `--help`, so that listing the commands imports none.
+# Name → module and the line in `--help`, so that listing the commands imports none. In a module, the function of its own name's command
+# is `command`, that of another one `NAME_command`.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("autospec.cli.doctor", "Check what is here, what is missing, and how to fix it."),
     "models": ("autospec.cli.models", "List the main models on this disk."),
-    "drafts": ("autospec.cli.drafts", "Show which draft models fit a main model, and why others do not."),
+    "drafts": ("autospec.cli.models", "Show which draft models fit a main model, and why others do not."),
     "estimate": (
         "autospec.cli.estimate",
         "Estimate what drafting would need to pay, without measuring it.",
     ),
     "tune": ("autospec.cli.tune", "Measure where speculative decoding pays."),
     "recommend": ("autospec.cli.recommend", "Print the recommended configuration."),
-    "explain": ("autospec.cli.explain", "Explain a recommendation in words and numbers."),
+    "explain": ("autospec.cli.report", "Explain a recommendation in words and numbers."),
     "report": ("autospec.cli.report", "Write what is known as one HTML page with figures."),
     "bench": ("autospec.cli.bench", "Compare one model with and without drafting on one prompt."),
     "studies": ("autospec.cli.studies", "List, show, import, export and look at studies."),
     "proxy": ("autospec.cli.proxy", "Serve your models, with the best drafting for each request."),
-    "service": ("autospec.cli.service", "Run the daemon as a service (launchd, systemd)."),
+    "service": ("autospec.cli.daemon", "Run the daemon as a service (launchd, systemd)."),
     "daemon": ("autospec.cli.daemon", "Tune the models that you use while the machine is idle."),
     "config": ("autospec.cli.config", "Show and check the settings."),
-    "completion": ("autospec.cli.completion", "Print the script that completes commands in your shell."),
+    "completion": ("autospec.cli.config", "Print the script that completes commands in your shell."),
 }
 
 
@@ -51,7 +52,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command = getattr(module, f"{cmd_name}_command", module.command)
         assert isinstance(command, click.Command)
         return command
 
@@ -123,7 +125,7 @@ def _for_supervisor(code: int) -> int:
     """The exit code; launchd must not restart an agent with a wrong setting."""
     if not code or "XPC_SERVICE_NAME" not in os.environ:
         return code
-    from autospec.service.launchd import exit_code_for
+    from autospec.service.managers import exit_code_for
 
     return exit_code_for(code, os.environ, os.getppid())
 

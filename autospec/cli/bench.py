@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from autospec.cli.shell import (
-    Shell,
-    command_options,
-    complete_model,
-    model_option,
-    server_args,
-    server_options,
-)
+from autospec.cli.options import complete_model, model_option, server_args, server_options
+from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,7 +166,7 @@ def command(
     if shell.json:
         shell.emit(_document(groups, measured, main, here, request=request, today=today))
         return
-    from autospec.report.reference_benchmark import benchmark_markdown
+    from autospec.report.records import benchmark_markdown
 
     shell.out(
         benchmark_markdown(

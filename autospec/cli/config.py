@@ -1,4 +1,7 @@
-"""`autospec config`: the settings, their sources, and the config file."""
+"""`autospec config` and `autospec completion`: the settings, their sources, the config file; the completion script of a shell.
+
+The scripts are click's: they call autospec at each Tab, so that no script has to be renewed after an upgrade.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from autospec.cli.shell import Shell, command_options
 if TYPE_CHECKING:
     from autospec.settings import Key, ModelSettings, Settings
 
-__all__ = ["command"]
+__all__ = ["SHELLS", "command", "completion_command"]
 
 
 @click.group()
@@ -224,3 +227,35 @@ def _template_lines(keys: tuple[Key, ...]) -> list[str]:
     for name, about in MODEL_KEYS.items():
         lines += [f"# {about}", f"#{name} = {of_models[name]}", ""]
     return lines[:-1]
+
+
+SHELLS = ("bash", "zsh", "fish")
+_PROGRAM = "autospec"
+_VARIABLE = "_AUTOSPEC_COMPLETE"
+
+
+@click.command()
+@click.argument("shell_name", metavar="bash|zsh|fish", type=click.Choice(SHELLS))
+@command_options
+def completion_command(shell: Shell, *, shell_name: str) -> None:
+    """Print the script with which bash, zsh or fish completes autospec's commands, options and model names.
+
+    Model names are those of the last search (`autospec models`); Tab itself does not search the disk.
+
+    \b
+    bash 4.4 or newer, in ~/.bashrc:
+      eval "$(autospec completion bash)"
+    zsh, in ~/.zshrc after compinit:
+      eval "$(autospec completion zsh)"
+    fish, once:
+      autospec completion fish > ~/.config/fish/completions/autospec.fish
+    """  # noqa: D301 - click needs the backspace itself
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell_name)
+    assert kind is not None, shell_name  # click has these three
+    root = click.get_current_context().find_root().command
+    script = kind(root, {}, _PROGRAM, _VARIABLE).source()
+    if shell.json:
+        shell.emit({"schema": 1, "shell": shell_name, "script": script})
+    shell.out(script)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option
+from autospec.cli.options import model_option
+from autospec.cli.shell import Shell, command_options
 from autospec.formats import counted, gigabytes
 
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import shutil
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +86,8 @@ def look(shell: Shell) -> Found:
     Raises:
         SettingsError: The config file or the environment is wrong.
     """
+    from autospec.service.control import daemon_listens
+
     settings = shell.settings
     models, drafted, looked_in = _catalog(shell)
     known = known_here(shell)
@@ -98,7 +98,7 @@ def look(shell: Shell) -> Found:
         proven=_proven(known),
         looked_in=looked_in,
         proxy=_proxy(settings),
-        daemon=_daemon(settings),
+        daemon=daemon_listens(settings.state_dir),
         service=_service(settings),
         config_file=settings.config_file,
     )
@@ -205,17 +205,6 @@ def _proxy(settings: Settings) -> str:
     # Other programs do not have this path; with a key of its own the proxy asks for it.
     ours = status in (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
     return f"http://{host}:{settings.proxy_port}/v1" if ours else ""
-
-
-def _daemon(settings: Settings) -> bool:
-    """Whether a daemon listens; it is not asked for more, because it may be busy."""
-    from autospec.service.control import control_path
-
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(_CONNECT_S)
-        client.connect(str(control_path(settings.state_dir)))
-        return True
-    return False
 
 
 def _service(settings: Settings) -> bool:

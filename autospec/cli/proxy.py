@@ -6,7 +6,8 @@ from contextlib import suppress
 
 import click
 
-from autospec.cli.shell import Shell, command_options, complete_model, server_args
+from autospec.cli.options import complete_model, server_args
+from autospec.cli.shell import Shell, command_options
 
 __all__ = ["command"]
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, result_options
+from autospec.cli.options import model_option, result_options, selected
+from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from autospec.cells import PromptType
-    from autospec.recommendations import Recommendation, StoredRecommendation
+    from autospec.recommendations import Recommendation
     from autospec.report.selection import Selection
     from autospec.settings import Settings
 
@@ -70,9 +71,6 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
     Exits with 3 if nothing is known yet.
     """  # noqa: D301 - click needs the backspace itself
     from autospec.errors import UsageError
-    from autospec.hardware import identify
-    from autospec.report.selection import Question, select
-    from autospec.store.reader import read_overall, read_recommendations
 
     if shell.json and form in _WORDS:
         raise UsageError(f"--json and --format {form} cannot be used together.", "Leave one out.")
@@ -85,20 +83,13 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
         raise UsageError("--mix and --prompt-type cannot be used together.", "Leave one out.")
     weights = None
     if mix is not None:
-        from autospec.tuning.overall import parse_mix
+        from autospec.tuning.overall import parse_mix, refuse_mix
 
         weights = parse_mix(mix)
-    known = read_recommendations(shell.settings.storage, shell.warn)
-    question["model"] = shell.settings.named_by(question["model"])
-    question["aim"] = shell.aim_for(question["aim"])
+        refuse_mix(shell.aim_for(question["aim"]))
+    selection = selected(shell, question)
     if weights is not None:
-        from autospec.tuning.overall import refuse_mix
-
-        refuse_mix(question["aim"])
-    overall = read_overall(shell.settings.storage, shell.warn)
-    selection = select(known, identify(), Question(**question), overall)
-    if weights is not None:
-        selection = _mixed(shell, selection, weights, overall, one_server=form in _WORDS)
+        selection = _mixed(shell, selection, weights, one_server=form in _WORDS)
     if form == "json" or (shell.json and form == "table"):
         shell.emit(selection.document())
     elif form == "table":
@@ -112,14 +103,9 @@ def command(shell: Shell, /, *, form: str, output: Path | None, mix: str | None,
 
 
 def _mixed(
-    shell: Shell,
-    selection: Selection,
-    weights: dict[PromptType, float],
-    answers: Sequence[StoredRecommendation],
-    *,
-    one_server: bool,
+    shell: Shell, selection: Selection, weights: dict[PromptType, float], *, one_server: bool
 ) -> Selection:
-    """The selection with the overall answers for a mix of the user's, found from the stored pairs; `answers` are all that are stored.
+    """The selection with the overall answers for a mix of the user's, found from the stored pairs.
 
     Raises:
         NothingKnownError: There is none, and the words for `one_server` are asked for.
@@ -129,12 +115,13 @@ def _mixed(
 
     from autospec.errors import NothingKnownError
     from autospec.store.database import open_store
+    from autospec.store.reader import read_overall
     from autospec.tuning.overall_answer import for_mix
 
+    # All that are stored; of rows that are not understood `selected` has told.
+    answers = [s.recommendation for s in read_overall(shell.settings.storage)]
     with closing(open_store(shell.settings.storage, shell.warn)) as store:
-        found: list[Recommendation] = for_mix(
-            store, selection.stored, [s.recommendation for s in answers], weights
-        )
+        found: list[Recommendation] = for_mix(store, selection.stored, answers, weights)
     answered = {(r.model, r.backend) for r in found}
     types = " ".join(f"-t {kind}" for kind in weights)
     for model, backend in sorted({(r.model, r.backend) for r in selection.recommendations} - answered):

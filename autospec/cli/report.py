@@ -1,4 +1,4 @@
-"""`autospec report`: everything that is known as one HTML page that opens offline."""
+"""`autospec explain` and `autospec report`: a recommendation in words and numbers; everything as one HTML page that opens offline."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autospec.cli.shell import Shell, command_options, model_option, refuse_missing_folder, result_options
+from autospec.cli.options import model_option, result_options, selected
+from autospec.cli.shell import Shell, command_options, refuse_missing_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from autospec.catalog.model import Model
+    from autospec.recommendations import StoredRecommendation
+    from autospec.report.explanation import Explanation
     from autospec.report.html.findings import Findings, RecordFindings
+    from autospec.report.studies import Evidence
+    from autospec.store.database import Store
 
-__all__ = ["command"]
+__all__ = ["command", "explain_command"]
 
 _FOUNDING_RECORD = "m2-ultra-2025-12-13"
 # Of a file, what has to tell that autospec wrote it.
@@ -61,8 +66,6 @@ def command(
     _refuse_foreign(output, force=force)
     from autospec.report.html.page import page
 
-    question["model"] = shell.settings.named_by(question["model"])
-    question["aim"] = shell.aim_for(question["aim"])
     findings = _findings(shell, {**question, "all_hardware": all_hardware})
     text = page(findings)
     # A rename would replace a special file such as /dev/stdout.
@@ -84,42 +87,30 @@ def command(
 
 
 def _findings(shell: Shell, question: dict[str, Any]) -> Findings:
-    from autospec.cli.explain import with_traffic
     from autospec.errors import NothingKnownError
     from autospec.hardware import identify
-    from autospec.recommendations import StoredRecommendation
-    from autospec.report.evidence import Evidence
-    from autospec.report.explanation import Explanation, explain
     from autospec.report.html.findings import Findings, gather
-    from autospec.report.selection import Question, select
     from autospec.report.studies import read_studies
     from autospec.store.database import open_store
-    from autospec.store.reader import read_overall, read_recommendations
     from autospec.tuning.profiling import keeps_state
 
-    settings, here = shell.settings, identify()
-    asked = Question(**question)
-    known = read_recommendations(settings.storage, shell.warn)
-    overall = read_overall(settings.storage, shell.warn)
+    settings = shell.settings
     try:
-        selection = select(known, here, asked, overall)
+        selection = selected(shell, question)
     except NothingKnownError:
         # Without a choice there is a page all the same, which says what to do.
-        if asked != Question(aim=asked.aim):
+        if any(value for name, value in question.items() if name != "aim"):
             raise
-        return Findings(here, record=_record())
+        return Findings(identify(), record=_record())
     trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
     models = _catalogue(shell)
     with closing(open_store(settings.storage, shell.warn)) as store:
 
         def explained(stored: StoredRecommendation, found: Evidence) -> Explanation:
-            r = stored.recommendation
-            return with_traffic(
-                store, stored, explain(r, found.pairs, found.trials, model=models(r.model_path))
-            )
+            return _explained(store, stored, found, models(stored.recommendation.model_path))
 
         measured = gather(store, selection, trials, explained, uncut=keeps_state)
-    record = None if asked.model else _record()
+    record = None if question["model"] else _record()
     return Findings(selection.hardware, measured, record, selection.foreign_note)
 
 
@@ -179,3 +170,87 @@ def _show(shell: Shell, output: Path) -> None:
 
     if not webbrowser.open(output.resolve().as_uri()):
         shell.warn(f"no browser could be started; open {output} yourself.")
+
+
+@click.command()
+@model_option()
+@result_options
+@command_options
+def explain_command(shell: Shell, /, **question: Any) -> None:
+    """Explain a recommendation: speeds, acceptance, the cost of proposals, and the break-even point.
+
+    \b
+      autospec explain --model qwen3-coder-30b --prompt-type coding
+
+    Exits with 3 if nothing is known yet.
+    """  # noqa: D301 - click needs the backspace itself
+    settings, selection = shell.settings, selected(shell, question)
+    from autospec.report.explanation import explain_overall
+    from autospec.report.studies import evidence_of, read_studies
+    from autospec.store.database import open_store
+
+    trials = {s.cell_key: s.trials for s in read_studies(settings.studies_url)}
+    path = selection.stored[0].recommendation.model_path
+    main = _catalogue(shell)(path) if path else None
+    with closing(open_store(settings.storage, shell.warn)) as store:
+        explained = [
+            _explained(store, s, evidence_of(store, s, trials.get(s.cell_key, ())), main)
+            for s in selection.stored
+        ]
+    together = [explain_overall(r) for r in selection.overall or ()]
+    if shell.json:
+        shell.emit(
+            {
+                "schema": 1,
+                "hardware": selection.hardware.to_json(),
+                "explanations": [
+                    {"recommendation": r.to_json(), "figures": e.figures, "sentences": list(e.sentences)}
+                    for r, e in zip(selection.recommendations, explained, strict=True)
+                ],
+                "overall": [
+                    {
+                        "recommendation": e.recommendation.to_json(),
+                        "figures": e.figures,
+                        "sentences": list(e.sentences),
+                    }
+                    for e in together
+                ],
+            }
+        )
+        return
+    shell.out("\n\n".join(_text(e) for e in (*explained, *together)))
+    if selection.foreign_note:
+        shell.warn(selection.foreign_note)
+
+
+def _explained(
+    store: Store, stored: StoredRecommendation, found: Evidence, main: Model | None
+) -> Explanation:
+    """The explanation of a recommendation, with how far live traffic falls short of the proof."""
+    from dataclasses import replace
+
+    from autospec.daemon.staleness import gap_of, samples_of
+    from autospec.report.explanation import explain
+
+    r = stored.recommendation
+    explained = explain(r, found.pairs, found.trials, model=main)
+    live = store.samples(
+        since=0.0, model=r.model, backend=r.backend, prompt_type=r.prompt_type, drafting=r.drafting
+    )
+    gap = gap_of(r, samples_of(r, live), store.former_recommendations(stored.cell_key))
+    if gap is None:
+        return explained
+    figures = explained.figures | {"traffic": gap.to_json()}
+    return replace(explained, figures=figures, sentences=(*explained.sentences, gap.sentence))
+
+
+def _text(e: Explanation) -> str:
+    import textwrap
+
+    first, *rest = e.sentences
+    return "\n".join(
+        [
+            textwrap.fill(first, 100),
+            *(textwrap.fill(s, 100, initial_indent="  - ", subsequent_indent="    ") for s in rest),
+        ]
+    )

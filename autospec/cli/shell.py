@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import json
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -29,11 +27,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from autospec.cells import Aim, PromptType
-from autospec.errors import AutospecError, UsageError
+from autospec.cells import Aim
+from autospec.errors import AutospecError
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
     from rich.console import Console, RenderableType
 
     from autospec.settings import Settings
@@ -43,14 +40,9 @@ __all__ = [
     "Shell",
     "close_output",
     "command_options",
-    "complete_model",
     "exit_code_of",
     "explain",
-    "model_option",
     "refuse_missing_folder",
-    "result_options",
-    "server_args",
-    "server_options",
 ]
 
 
@@ -329,101 +321,6 @@ class Shell:
             click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
         except BrokenPipeError:
             raise OutputClosed from None
-
-
-def model_option(name: str = "model", *, required: bool = True) -> Callable[[Any], Any]:
-    """The option for the main model."""
-    text = "Main model: its path, its name or a part of the name."
-    # With an explicit default of None, click 8.3 would not ask for a required option.
-    default: dict[str, Any] = {} if required else {"default": ""}
-    return click.option(
-        "-m",
-        "--model",
-        name,
-        required=required,
-        metavar="M",
-        help=text,
-        shell_complete=complete_model,
-        **default,
-    )
-
-
-def complete_model(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem[str]]:
-    """What Tab offers for a main model or a draft."""
-    from autospec.cli.known_models import model_names
-
-    return model_names(context, parameter, incomplete)
-
-
-def result_options(function: Any) -> Any:
-    """The options that choose among known results; `Question` has the same names."""
-
-    def read(_context: click.Context, _option: click.Parameter, word: str | None) -> PromptType | None:
-        return None if word is None else PromptType(word)
-
-    types = click.Choice([str(t) for t in PromptType])
-    for option in (
-        click.option(
-            "--hardware",
-            "hardware_id",
-            default="",
-            metavar="ID",
-            help="Results of another machine: the beginning of its id, which `autospec doctor` prints there.",
-        ),
-        click.option("--backend", default="", metavar="B", help="Only this backend."),
-        click.option(
-            "--aim",
-            type=click.Choice([str(a) for a in Aim]),
-            help="Results with this aim. [default: the setting aim]",
-        ),
-        click.option("-t", "--prompt-type", type=types, callback=read, help="Only this prompt type."),
-    ):
-        function = option(function)
-    return function
-
-
-def server_options(function: Any) -> Any:
-    """The options that choose what answers the requests; pass both to `Shell.choose_server`."""
-    backend = "Backend; `autospec doctor` lists them. [default: an installed one that runs the model]"
-    url = "Address of a running server; implies --backend attached."
-    function = click.option("--url", metavar="URL", help=url)(function)
-    return click.option("--backend", metavar="B", help=backend)(function)
-
-
-def server_args(name: str) -> Callable[[Any], Any]:
-    """The arguments for every server, after ``--``. Words before the first option of theirs are refused.
-
-    An option of the command that such a word may be meant for is suggested.
-    """
-    return click.argument(
-        name, nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]", callback=_refuse_words
-    )
-
-
-def _refuse_words(
-    context: click.Context, _argument: click.Parameter, args: tuple[str, ...]
-) -> tuple[str, ...]:
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), args))
-    if not words or context.resilient_parsing:
-        return args
-    # Arguments come after the options that were given, so the context knows whether a model is named.
-    names = {parameter.name for parameter in context.command.params}
-    takes_model, takes_types = not context.params.get("model"), "prompt_types" in names
-    meant: list[str] = []
-    for word in words:
-        if takes_types and word in set(PromptType):
-            meant += ["-t", word]
-        elif takes_model:
-            meant += ["--model", word]
-            takes_model = False
-    hint = (
-        f"Did you mean {shlex.join(meant)}?"
-        if meant
-        else "Quote a value that has spaces. Arguments of the server stand after --, e.g. -- -ngl 99."
-    )
-    raise UsageError(f"The word {words[0]!r} belongs to no option.", hint)
 
 
 def refuse_missing_folder(output: Path) -> None:

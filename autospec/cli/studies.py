@@ -12,13 +12,14 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import click
 
-from autospec.cli.shell import Shell, command_options, complete_model, refuse_missing_folder
+from autospec.cli.options import complete_model
+from autospec.cli.shell import Shell, command_options, refuse_missing_folder
 from autospec.errors import AutospecError, NothingKnownError, install_line
 
 if TYPE_CHECKING:
     from autospec.recommendations import StoredRecommendation
-    from autospec.report.export import Export
     from autospec.report.records import Record
+    from autospec.report.studies import Export
 
 __all__ = ["command", "copy_of_studies", "server_for"]
 
@@ -111,7 +112,7 @@ def import_(shell: Shell, *, files: tuple[str, ...]) -> None:
 
     Imported results have the status `imported` and never replace what was measured on this machine.
     """
-    from autospec.report.export import import_into
+    from autospec.report.studies import import_into
     from autospec.store.database import open_store
 
     # Read all files before storing any: a wrong file must not leave a partial import.
@@ -165,9 +166,8 @@ def export(shell: Shell, *, output: Path | None, model: str) -> None:
     import json
 
     from autospec.errors import AutospecError, NothingKnownError
-    from autospec.report.export import export_document
     from autospec.report.selection import match_model
-    from autospec.report.studies import read_studies
+    from autospec.report.studies import export_document, read_studies
     from autospec.store.database import open_store
 
     studies = read_studies(shell.settings.studies_url)
@@ -233,8 +233,8 @@ def dashboard(shell: Shell, *, host: str, port: int) -> None:
 
 
 def _read(name: str) -> Export:
-    from autospec.report.export import Export, read_export
     from autospec.report.records import find_record, read_record, recommendations_of
+    from autospec.report.studies import Export, read_export
 
     path = find_record(name)
     if path.suffix == ".json":
@@ -252,7 +252,7 @@ def _brief(stored: StoredRecommendation | None) -> dict[str, Any] | None:
 
 
 def _show_record(shell: Shell, record: Record) -> None:
-    from autospec.report.reference_benchmark import benchmark_markdown
+    from autospec.report.records import benchmark_markdown
 
     if shell.json:
         shell.emit(

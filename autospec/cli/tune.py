@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autospec.cells import Aim, PromptType
-from autospec.cli.shell import (
-    Shell,
-    command_options,
-    complete_model,
-    model_option,
-    server_args,
-    server_options,
-)
+from autospec.cli.options import complete_model, model_option, server_args, server_options
+from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from autospec.recommendations import Recommendation

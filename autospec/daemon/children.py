@@ -26,7 +26,7 @@ from autospec.files import replace_file
 from autospec.formats import duration
 from autospec.hardware.processes import ProcessRef
 from autospec.service.control import daemon_listens
-from autospec.service.definition import STOP_WITHIN_S
+from autospec.service.managers import STOP_WITHIN_S
 
 __all__ = ["ProxyChild", "TuneOutcome", "TuneProcess", "end_left_proxy", "proxy_command", "tune_command"]
 

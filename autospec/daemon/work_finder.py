@@ -37,8 +37,8 @@ from autospec.measure.measurements import Sample
 from autospec.predict.estimate import least_acceptance, speeds_for
 from autospec.prompts.suite import load_suite
 from autospec.recommendations import Recommendation, Status, StoredRecommendation
-from autospec.report.changes import changes, changes_document, run_hook
-from autospec.report.selection import borrowed, same_machine
+from autospec.report.selection import borrowed, changes, changes_document, same_machine
+from autospec.service.control import run_hook
 from autospec.settings import Settings, load_settings, parse_duration
 from autospec.store.database import Store, open_store
 from autospec.tuning.definition import load_definition

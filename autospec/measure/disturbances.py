@@ -32,7 +32,6 @@ __all__ = [
     "lasting",
     "left_out",
     "left_out_sentence",
-    "load_limit",
     "swaps",
 ]
 
@@ -84,7 +83,7 @@ def cause_of(pair: Pair, lasting: frozenset[Cause] = frozenset()) -> Disturbance
         return swapping
     slack = sum(LIMITS.slack_core_s / max(state.window_s, 1e-3) for state in (first, second))
     difference = abs(first.other_load + first.steal - second.other_load - second.steal)
-    if difference > load_limit(first) + slack:
+    if difference > _load_limit(first) + slack:
         return Disturbance(
             Cause.LOAD, f"The load of other processes changed by {difference:.1f} cores within the pair."
         )
@@ -158,7 +157,7 @@ def swaps(pair: Pair) -> bool:
     return any(state.swap_in_bytes > LIMITS.swap_in_bytes for state in states)
 
 
-def load_limit(state: MachineState) -> float:
+def _load_limit(state: MachineState) -> float:
     """Cores that other processes may use."""
     return tolerated_cores(state.cores, on_metal=state.on_metal, limits=LIMITS)
 
@@ -168,7 +167,7 @@ def busy(state: MachineState) -> bool:
     slack = LIMITS.slack_core_s / max(state.window_s, 1e-3)
     if (state.gpu_other_load or 0.0) > LIMITS.gpu_load:
         return True
-    return state.other_load + state.steal > load_limit(state) + slack
+    return state.other_load + state.steal > _load_limit(state) + slack
 
 
 def _without_rates(state: MachineState, *, heat: bool) -> MachineState:

@@ -60,8 +60,10 @@ class LogRatio:
         return self.off_launch, self.drafted_launch
 
 
-def of_pairs(pairs: Iterable[Pair], ratio: Callable[[Pair], float]) -> list[LogRatio]:
-    """Return the log-ratios of one drafting's pairs, in their order; `ratio` gives ln(drafting ÷ off) of a pair."""
+def of_pairs(
+    pairs: Iterable[Pair], ratio: Callable[[Pair], float] = lambda pair: pair.log_ratio
+) -> list[LogRatio]:
+    """Return the log-ratios of one drafting's pairs, in their order; `ratio` gives ln(drafting ÷ off) of a pair, by default of speeds."""
     return [
         LogRatio(
             prompt=pair.off.prompt_id,

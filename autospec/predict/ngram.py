@@ -16,8 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from autospec.drafting import Drafting, Mode
-from autospec.predict.profile import Ids, Recording
-from autospec.predict.replay import Counts, Proposals
+from autospec.predict.profile import Counts, Ids, Proposals, Recording
 
 __all__ = ["SIMULATED", "Pool", "pool_of", "replay_tokens"]
 

@@ -23,8 +23,7 @@ from autospec.backends.protocol import Cycle
 from autospec.drafting import Drafting
 from autospec.measure.measurements import RequestShape
 from autospec.predict.costs import CostCurve
-from autospec.predict.profile import AnswerProfile, Recording
-from autospec.predict.replay import Counts, replay
+from autospec.predict.profile import AnswerProfile, Counts, Recording, replay
 
 __all__ = [
     "PredictedAnswer",

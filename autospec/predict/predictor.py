@@ -17,9 +17,8 @@ from autospec.measure.measurements import AS_MEASURED, Measurement, Pair, Shapes
 from autospec.predict.costs import LAUNCH_NOISE, CostCurve, Observation, first_guess, refit
 from autospec.predict.ngram import SIMULATED, Pool, pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, Prediction, expected, predict, replay_drafts, shrink
-from autospec.predict.profile import Recording
+from autospec.predict.profile import Counts, Recording, proposals, stacked
 from autospec.predict.recording import DraftPass
-from autospec.predict.replay import Counts, proposals, stacked
 
 __all__ = ["Check", "Predictor", "predictable"]
 

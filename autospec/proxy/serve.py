@@ -72,7 +72,7 @@ _M_MMAP_THRESHOLD = -3
 _LARGE_BLOCK_BYTES = 1 << 20
 
 # How long answers in progress may continue at shutdown; a second signal ends the wait. With the time for the samples and the
-# servers it stays below what the daemon gives its proxy (`autospec.service.definition.STOP_WITHIN_S`).
+# servers it stays below what the daemon gives its proxy (`autospec.service.managers.STOP_WITHIN_S`).
 _GRACE_S = 15.0
 _SAMPLES_S = 5.0  # likewise for the last samples
 # All clients reconnect at once when the proxy restarts: 64 streams and their pages.

@@ -257,7 +257,7 @@ def _prompt_processing(
 
 
 def _spread(pairs: Sequence[Pair], figures: dict[str, Any]) -> list[str]:
-    values = by_prompt(of_pairs(pairs, lambda pair: pair.log_ratio))
+    values = by_prompt(of_pairs(pairs))
     medians = {prompt: math.exp(statistics.median(own)) for prompt, own in values.items()}
     figures["prompts"] = {p: round(v, 4) for p, v in medians.items()}
     if len(medians) < 2:

@@ -1,4 +1,4 @@
-"""Which stored recommendations answer a question. Pure and light, because `recommend` must answer at once.
+"""Which stored recommendations answer a question, and which of them changed. Pure and light, because `recommend` must answer at once.
 
 * Of one main model, backend and prompt type the newest counts, whatever build and launch settings it was made with.
   `autospec studies list` shows all.
@@ -7,12 +7,15 @@
   asked for. It is stale if a recommendation that it rests on is stale or was measured again since.
 * Other machines answer only if this one cannot (a model is asked for by name and nothing is known of it here, or nothing was
   ever tuned here), or if they are asked for.
+
+More measurements with the same answer are no change: the event stream and the user's hook stay quiet then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,7 +25,18 @@ from autospec.errors import NothingKnownError, UsageError
 from autospec.hardware.identity import most_alike
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, document
 
-__all__ = ["Question", "Selection", "borrowed", "match_model", "newest", "same_machine", "select"]
+__all__ = [
+    "ChangeKind",
+    "Question",
+    "Selection",
+    "borrowed",
+    "changes",
+    "changes_document",
+    "match_model",
+    "newest",
+    "same_machine",
+    "select",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,3 +337,111 @@ def _same_path(s: StoredRecommendation, path: Path) -> bool:
     return Path(s.recommendation.model_path) == path.absolute() or (
         path.exists() and Path(s.recommendation.model_path).resolve() == path.resolve()
     )
+
+
+_CHANGES_SCHEMA = 1
+
+
+class ChangeKind(StrEnum):
+    """What changed; the first that applies."""
+
+    NEW = "new"
+    GONE = "gone"
+    DRAFTING = "drafting"
+    VERDICT = "verdict"
+    STATUS = "status"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One cell's change: `before` is ``None`` for a new recommendation, `after` for one that is gone."""
+
+    kind: ChangeKind
+    hardware_id: str
+    before: Recommendation | None
+    after: Recommendation | None
+
+    @property
+    def subject(self) -> Recommendation:
+        """The recommendation with model, prompt type and backend."""
+        subject = self.after or self.before
+        assert subject is not None
+        return subject
+
+    @property
+    def sentence(self) -> str:
+        """The change in words, e.g. for a notification."""
+        r = self.subject
+        what = f"{r.model}, {r.prompt_type or 'any prompt'}, {r.backend}"
+        match self.kind:
+            case ChangeKind.NEW:
+                return f"{what}: {r.drafting.label} ({r.verdict}, {r.status})."
+            case ChangeKind.GONE:
+                return f"{what}: there is no recommendation any more."
+            case _:
+                assert self.before is not None
+                pairs = {
+                    ChangeKind.DRAFTING: (self.before.drafting.label, r.drafting.label),
+                    ChangeKind.VERDICT: (self.before.verdict, r.verdict),
+                    ChangeKind.STATUS: (self.before.status, r.status),
+                }
+                before, after = pairs[self.kind]
+                return f"{what}: {after} instead of {before} ({r.reason.rstrip('.')})."
+
+    def to_json(self) -> dict[str, Any]:
+        """The change, with both recommendations as in `autospec recommend --json`."""
+        r = self.subject
+        return {
+            "kind": str(self.kind),
+            "model": r.model,
+            "prompt_type": None if r.prompt_type is None else str(r.prompt_type),
+            "backend": r.backend,
+            "hardware_id": self.hardware_id,
+            "sentence": self.sentence,
+            "before": None if self.before is None else self.before.to_json(),
+            "after": None if self.after is None else self.after.to_json(),
+        }
+
+
+def changes(old: Iterable[StoredRecommendation], new: Iterable[StoredRecommendation]) -> tuple[Change, ...]:
+    """What changed, in the order of `new`; those that are gone come last.
+
+    Of one machine, model, backend and prompt type, the recommendation counts that `recommend` would answer with.
+    """
+    before, after = _by_cell(old), _by_cell(new)
+    found = []
+    for cell, now in after.items():
+        known = before.get(cell)
+        kind = ChangeKind.NEW if known is None else _kind(known, now)
+        if kind is not None:
+            found.append(Change(kind, cell[0], known, now))
+    found += [
+        Change(ChangeKind.GONE, cell[0], known, None) for cell, known in before.items() if cell not in after
+    ]
+    return tuple(found)
+
+
+def changes_document(found: Sequence[Change], at: str) -> dict[str, Any]:
+    """What a hook reads and the event stream sends; `found` is not empty, `at` is ISO 8601, UTC."""
+    return {
+        "schema": _CHANGES_SCHEMA,
+        "event": "recommendations",
+        "at": at,
+        "changes": [change.to_json() for change in found],
+    }
+
+
+def _by_cell(stored: Iterable[StoredRecommendation]) -> dict[tuple[str, ...], Recommendation]:
+    return {
+        (s.hardware.id, r.model, r.backend, str(r.prompt_type)): r
+        for s in newest(stored)
+        for r in (s.recommendation,)
+    }
+
+
+def _kind(before: Recommendation, after: Recommendation) -> ChangeKind | None:
+    if before.drafting != after.drafting:
+        return ChangeKind.DRAFTING
+    if before.verdict != after.verdict:
+        return ChangeKind.VERDICT
+    return ChangeKind.STATUS if before.status != after.status else None

@@ -9,6 +9,7 @@ import datetime as dt
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -30,7 +31,9 @@ from autospec.formats import (
     plain_speed,
 )
 from autospec.recommendations import Recommendation, Status, StoredRecommendation, Verdict
-from autospec.report.studies import StudySummary
+
+if TYPE_CHECKING:
+    from autospec.report.studies import StudySummary
 
 __all__ = ["RatioBars", "recommendation_table", "studies_table", "trials_table"]
 

@@ -28,6 +28,8 @@ means that its proxy is gone: no state survives it. The socket is in the state f
 
 `Notifier` reports to systemd with sd_notify(3), one datagram. systemd-python is a C extension that needs systemd's headers,
 and sdnotify is as long as this and does not know the watchdog's interval.
+
+`run_hook` runs the user's hook (setting ``on_change``).
 """
 
 from __future__ import annotations
@@ -37,14 +39,16 @@ import hashlib
 import json
 import os
 import selectors
+import signal
 import socket
 import stat
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from autospec.errors import BusyError, NothingKnownError, SettingsError
 from autospec.files import user_temp_dir
@@ -61,6 +65,7 @@ __all__ = [
     "decode",
     "encode",
     "notifier_from",
+    "run_hook",
 ]
 
 
@@ -214,6 +219,59 @@ def notifier_from(environ: Mapping[str, str] | None = None, pid: int | None = No
     mine = not meant_for or meant_for == str(os.getpid() if pid is None else pid)
     watched = mine and microseconds.isdecimal() and int(microseconds) > 0
     return Notifier(address, int(microseconds) / 1e6 if watched else None)
+
+
+# Enough to restart a server or send a message; a longer task belongs in the background (`… &` in a script).
+HOOK_TIMEOUT_S: Final = 30.0
+# With these a hook could report to systemd as the daemon.
+_NOT_PASSED_ON: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+def run_hook(
+    command: Sequence[str],
+    document: Mapping[str, Any],
+    *,
+    timeout_s: float = HOOK_TIMEOUT_S,
+    environ: Mapping[str, str] | None = None,
+) -> str:
+    """Run the hook to its end, without a shell and in its own session; return a sentence for the log.
+
+    Blocking; an event loop calls it in a thread. A hook that runs too long is killed with its children. Nothing is raised, because
+    a broken hook must not stop the daemon. What it prints is dropped.
+
+    Args:
+        command: The words of ``on_change``; at least one.
+        document: From `changes_document`.
+        timeout_s: Longest run.
+        environ: Its environment; by default that of the process.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        hook = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            # No pipe: a background process of the hook would keep it open.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={name: value for name, value in environ.items() if name not in _NOT_PASSED_ON},
+        )
+    except OSError as error:
+        return f"The hook {command[0]} cannot be run: {error.strerror}."
+    with hook:
+        try:
+            hook.communicate(json.dumps(document, allow_nan=False).encode(), timeout=timeout_s)
+            how = _ending(hook.returncode)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(hook.pid, signal.SIGKILL)
+            hook.wait()
+            how = f"was killed after {timeout_s:g} s"
+    return f"The hook {command[0]} {how}."
+
+
+def _ending(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 _BACKLOG = 16

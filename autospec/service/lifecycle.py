@@ -22,19 +22,19 @@ import autospec
 from autospec.catalog.folders import places
 from autospec.errors import ServiceError, SettingsError
 from autospec.files import PRIVACY_HINT, launchd_dir, replace_file
-from autospec.service.definition import (
+from autospec.service.managers import (
     DAEMON_ARGUMENTS,
     KILL_AFTER_S,
+    LABEL,
+    UNIT,
     Definition,
-    Runner,
-    ServiceManager,
+    Launchd,
     ServiceOutcome,
     ServiceState,
     ServiceStatus,
     ServiceStep,
+    Systemd,
 )
-from autospec.service.launchd import LABEL, Launchd
-from autospec.service.systemd import UNIT, Systemd
 from autospec.settings import KEYS, Settings, load_settings
 
 __all__ = [
@@ -97,9 +97,9 @@ class Service:
 
     def __init__(
         self,
-        supervisor: ServiceManager,
+        supervisor: Launchd | Systemd,
         definition: Definition,
-        run: Runner = run_command,
+        run: Callable[[Sequence[str]], ServiceOutcome] = run_command,
         *,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -125,12 +125,13 @@ class Service:
         text = self._installed_text()
         if text is None:
             return False
-        path = self.supervisor.path(text) or self.definition.path
+        path = self.supervisor.environment(text).get("PATH") or self.definition.path
         return text == self.supervisor.render(replace(self.definition, path=path))
 
     def variables(self) -> dict[str, str]:
         """The environment variables of the installed service, without PATH."""
-        return self.supervisor.variables(self._installed_text() or "")
+        told = self.supervisor.environment(self._installed_text() or "")
+        return {name: value for name, value in told.items() if name != "PATH"}
 
     def state_dir(self) -> Path | None:
         """The state folder of the installed service; ``None`` if it is not installed, or its settings cannot be read."""
@@ -428,7 +429,7 @@ def service_path(system: str, home: Path, llama_server: str | None) -> str:
     return os.pathsep.join(dict.fromkeys(folders))
 
 
-def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> ServiceManager:
+def _supervisor(system: str, home: Path, environ: Mapping[str, str]) -> Launchd | Systemd:
     if system == "darwin":
         return Launchd(os.getuid(), home, (launchd_dir() / f"{LABEL}.plist").read_bytes())
     if system == "linux":

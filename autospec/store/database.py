@@ -23,13 +23,14 @@ from autospec.measure.launch_scatter import LaunchComparison
 from autospec.measure.measurements import Measurement, Phase, Sample
 from autospec.recommendations import Recommendation, StoredRecommendation
 from autospec.store.compatibility import (
+    ANY_DRAFTS,
     NEWEST_OVERALL,
     NEWEST_RECOMMENDATION,
     NEWEST_RECOMMENDATIONS,
+    DraftFiles,
     Unread,
     understood,
 )
-from autospec.store.drafts import ANY_DRAFTS, DraftFiles
 from autospec.store.schema import (
     LAUNCH_COMPARISONS,
     LIVE_SAMPLES,

@@ -84,7 +84,7 @@ MEASUREMENTS = sa.Table(
     sa.Column("text_digest", sa.String(64), nullable=False),
     sa.Column("finish_reason", sa.String(32), nullable=False),
     sa.Column("machine", Json, nullable=False),
-    # Identity of the draft of `compared`, whose path may name another file later. See `autospec.store.drafts`.
+    # Identity of the draft of `compared`, whose path may name another file later. See `autospec.store.compatibility`.
     sa.Column("draft_id", sa.String(16)),
     sa.Index("autospec_measurements_cell", "cell_key", "protocol", "phase"),
 )

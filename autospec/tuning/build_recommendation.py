@@ -200,7 +200,7 @@ def _evidence(
     }
     if not pairs:
         return evidence
-    ratios = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
+    ratios = prompt_medians(of_pairs(pairs))
     # An answer that came in one part has no time of token generation.
     timed = [p for p in pairs if p.off.predicted_ms > 0 and p.drafted.predicted_ms > 0]
     decode = [p.decode_log_ratio for p in timed]
@@ -298,7 +298,7 @@ def likely_of(
     each = min(definition.prompts_per_round, len(cell.prove_prompts))
     round_s = each * pair_s + 2.0 * launch_s  # a round launches each side once
     rule = definition.rule.shared() if cell.shares_rate else definition.rule
-    seen = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
+    seen = prompt_medians(of_pairs(pairs))
     total = len(cell.prove_prompts)
 
     def would_enable(rounds: int) -> bool:
@@ -358,7 +358,7 @@ def likely_gain(pairs: Sequence[Pair], threshold: float, *, chosen_from: int = 1
     """
     from scipy.stats import t  # noqa: PLC0415  (half a second that most commands need not spend)
 
-    values = prompt_medians(of_pairs(pairs, lambda pair: pair.log_ratio))
+    values = prompt_medians(of_pairs(pairs))
     if len(values) < _LEAST_PROMPTS:
         return None
     center = statistics.fmean(values)

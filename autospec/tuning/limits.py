@@ -241,7 +241,7 @@ def _named_slots(args: Sequence[str]) -> int:
 
 def times_of(pairs: Sequence[Pair]) -> list[LogRatio]:
     """What the aim speed compares; the aim energy compares `autospec.measure.energy.energy_ratios`."""
-    return of_pairs(pairs, lambda pair: pair.log_ratio)
+    return of_pairs(pairs)
 
 
 def check_of(

@@ -181,7 +181,7 @@ class Known:
     def ratio(self, drafting: Drafting) -> tuple[float, str] | None:
         """Speed ratio of a drafting and its source, ``proof`` or ``prediction``; ``None`` if it is unknown."""
         if self.measured(drafting):
-            medians = prompt_medians(of_pairs(self.pairs[drafting], lambda pair: pair.log_ratio))
+            medians = prompt_medians(of_pairs(self.pairs[drafting]))
             # Of times, not of logarithms: a slow prompt counts by the time that it takes.
             return 1.0 / statistics.fmean(math.exp(-m) for m in medians), "proof"
         if drafting in self.predicted:

@@ -24,8 +24,8 @@ from autospec.recommendations import (
     StoredRecommendation,
     Verdict,
 )
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.store.database import Store
-from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.tuning.cell import acceptance
 from autospec.tuning.overall import Known, Overall, choose, mix_of, own_ratio
 from autospec.tuning.resume import DRAFT_ID, EPOCH, REQUESTS, cached_as_now, failing_of

@@ -36,9 +36,8 @@ from autospec.hardware.state import MachineState
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.prediction import replay_drafts
 from autospec.predict.predictor import Predictor
-from autospec.predict.profile import AnswerProfile, Recording, Scorer
+from autospec.predict.profile import AnswerProfile, Counts, Recording, Scorer
 from autospec.predict.recording import DraftPass, batch_sizes, pass_of, record, time_batches, typical_of
-from autospec.predict.replay import Counts
 from autospec.prompts.suite import Prompt
 from autospec.tuning.budget import Pace
 from autospec.tuning.calibration import DepthTiming

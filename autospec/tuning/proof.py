@@ -525,11 +525,7 @@ class Proof:
         wanted = {prompt.id for prompt in cell.prove_prompts} - fails_without
         complete = {p.off.prompt_id for p in pairs} >= wanted
         aim = cell.cell.aim
-        values = (
-            energy_ratios(pairs, self._context.computing)
-            if aim is Aim.ENERGY
-            else of_pairs(pairs, lambda pair: pair.log_ratio)
-        )
+        values = energy_ratios(pairs, self._context.computing) if aim is Aim.ENERGY else of_pairs(pairs)
         # Nor does one without any reading of energy count as asked.
         complete = complete and {v.prompt for v in values} >= wanted
         if len(values) >= _FEW_PAIRS:

@@ -119,7 +119,7 @@ class ProofPredictions:
             return None
         rival = max(on_search, key=lambda d: (on_search[d], d.key))
         pairs = self._context.pairing.known(key, cell.winner, Phase.PROVE)
-        measured = by_prompt(of_pairs(pairs, lambda pair: pair.log_ratio))
+        measured = by_prompt(of_pairs(pairs))
         ahead = [logs[rival][p] - statistics.median(own) for p, own in measured.items() if p in logs[rival]]
         return (statistics.fmean(ahead), rival) if chance_above(WORTH_A_RIVAL, ahead) >= _LIKELY else None
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from autospec.drafting import Drafting
 from autospec.measure.measurements import Pair
 from autospec.predict.costs import CostCurve
-from autospec.predict.profile import Recording
-from autospec.predict.replay import Counts
+from autospec.predict.profile import Counts, Recording
 from autospec.tuning.cell import CellRun, mean_log_ratio
 from autospec.tuning.space import Arm
 

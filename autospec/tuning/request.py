@@ -20,7 +20,7 @@ from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 from autospec.measure.verdict import METHOD
 from autospec.prompts.suite import Suite, load_suite
 from autospec.settings import Settings, is_temperature, parse_duration
-from autospec.store.drafts import DraftFile
+from autospec.store.compatibility import DraftFile
 from autospec.tuning.definition import StudyDefinition, load_definition
 from autospec.tuning.space import Arm, Space
 

@@ -27,8 +27,8 @@ from autospec.recommendations import (
     Status,
     Verdict,
 )
+from autospec.store.compatibility import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.store.database import Store
-from autospec.store.drafts import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.tuning.request import TuneRequest
 from autospec.tuning.study import OPENED, RIVAL, RUNNER_UP, SEARCHED, UNTRIED, WINNER, CellStudy
 

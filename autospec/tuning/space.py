@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 
 from autospec.drafting import OFF, Drafting, Engine, Mode
-from autospec.store.drafts import DraftFile, DraftFiles
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.tuning.definition import SpaceDefinition
 
 __all__ = ["Arm", "Space"]

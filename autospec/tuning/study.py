@@ -32,8 +32,8 @@ from autospec.errors import (
     UnsupportedError,
     install_line,
 )
+from autospec.store.compatibility import DraftFiles
 from autospec.store.database import connect_args, first_use, read_url
-from autospec.store.drafts import DraftFiles
 from autospec.tuning.definition import StudyDefinition
 from autospec.tuning.space import Space
 

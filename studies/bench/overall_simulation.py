@@ -64,7 +64,7 @@ class _Type:
             self.ask()
             if self.rounds not in _RULE.looks:
                 continue
-            values = of_pairs(self.pairs, lambda pair: pair.log_ratio)
+            values = of_pairs(self.pairs)
             decision = decide(values, self.rounds, _RULE, complete=self.rounds > 1)
             if decision.final:
                 self.enabled = decision.verdict is Verdict.ENABLE

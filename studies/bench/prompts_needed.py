@@ -27,9 +27,8 @@ from autospec.measure.measurements import RequestShape
 from autospec.predict.costs import CostCurve, first_guess
 from autospec.predict.ngram import pool_of, replay_tokens
 from autospec.predict.prediction import PredictedAnswer, expected, replay_drafts, shrunk
-from autospec.predict.profile import AnswerProfile, Recording, profile_answer, profile_scored
+from autospec.predict.profile import AnswerProfile, Counts, Recording, profile_answer, profile_scored, stacked
 from autospec.predict.recording import record
-from autospec.predict.replay import Counts, stacked
 from autospec.prompts.suite import load_suite
 from autospec.settings import load_settings
 from studies.bench.real_grid import LAUNCH, Questions, bench_parser

@@ -13,10 +13,9 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from autospec.backends.llama_cpp import scorer_child
+from autospec.backends.llama_cpp import scorer as scorer_module
 from autospec.backends.llama_cpp.embedded import Embedded
-from autospec.backends.llama_cpp.scorer import LlamaCppScorer
-from autospec.backends.llama_cpp.scorer_child import most_likely
+from autospec.backends.llama_cpp.scorer import LlamaCppScorer, most_likely
 from autospec.backends.protocol import Request
 from autospec.drafting import OFF
 from autospec.errors import LaunchError, RequestError, ServerDiedError
@@ -141,6 +140,6 @@ def test_a_child_that_is_killed(lab_models, state_dir):
 )
 def test_only_a_macs_gpu_reads_drafts(monkeypatch, system, machine, layers):
     """It shares the memory; elsewhere the GPU's memory is the measured servers'."""
-    monkeypatch.setattr(scorer_child.sys, "platform", system)
-    monkeypatch.setattr(scorer_child.platform, "machine", lambda: machine)
-    assert scorer_child._gpu_layers() == layers
+    monkeypatch.setattr(scorer_module.sys, "platform", system)
+    monkeypatch.setattr(scorer_module.platform, "machine", lambda: machine)
+    assert scorer_module._gpu_layers() == layers

@@ -36,9 +36,8 @@ from autospec.errors import (
     install_line,
 )
 from autospec.measure.measurements import Pair
-from autospec.predict.profile import Scorer, profile_answer, profile_scored
+from autospec.predict.profile import Scorer, profile_answer, profile_scored, replay
 from autospec.predict.recording import pass_of, record, time_batches
-from autospec.predict.replay import replay
 from tests.backends.installed import installed
 from tests.backends.waiting import gone, wait_until
 from tests.lab.mlx_folders import write_safetensors

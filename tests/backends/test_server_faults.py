@@ -238,7 +238,7 @@ def test_dies_in_mid_answer(launched):
 
 def test_a_cut_connection_is_not_a_death(launched, monkeypatch):
     """The process lives: another sentence."""
-    monkeypatch.setattr("autospec.backends.json_http._DEATH_SETTLE_S", 0.3)
+    monkeypatch.setattr("autospec.backends.openai_http._DEATH_SETTLE_S", 0.3)
     server = launched("cuts-answer")
     with pytest.raises(RequestError, match="connection to llama-server broke") as caught:
         server.complete(QUESTION)

@@ -39,34 +39,30 @@ def answer(chunks, *, every_ms=10.0):
 
 def test_times_are_from_the_first_token_to_the_last():
     """A chunk that only names the role is no token, nor is the one that tells the usage."""
-    done = answer(GOOD).completion
+    done = answer(GOOD)
     assert (done.text, done.finish_reason) == ("Hello", "stop")
     assert (done.prompt_tokens, done.predicted_tokens) == (12, 5)
     assert (done.prompt_ms, done.predicted_ms, done.wall_ms) == (20.0, 10.0, 60.0)
     assert (done.drafted, done.accepted) == (None, None)
 
 
-def test_without_usage_chunks_are_counted_and_it_is_said():
-    """A chunk may hold several tokens, so the count is marked."""
-    told, counted = answer(GOOD), answer(GOOD[:-1])
-    assert not told.counted
-    assert counted.counted
-    assert counted.completion.predicted_tokens == 2
+def test_without_usage_chunks_are_counted():
+    """A chunk may hold several tokens, so what the server tells wins."""
+    assert answer(GOOD).predicted_tokens == 5
+    counted = answer(GOOD[:-1])
+    assert (counted.prompt_tokens, counted.predicted_tokens) == (0, 2)
 
 
 def test_cached_tokens_of_the_prompt_do_not_count():
     """As llama.cpp's ``prompt_n``: what was computed for this request."""
     usage = {"prompt_tokens": 12, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 9}}
-    assert answer([delta(content="a"), {"usage": usage}]).completion.prompt_tokens == 3
+    assert answer([delta(content="a"), {"usage": usage}]).prompt_tokens == 3
 
 
 def test_the_servers_own_times_win():
     """llama.cpp streams its timings in the last chunk."""
     timings = {"prompt_n": 4, "prompt_ms": 7.5, "predicted_n": 6, "predicted_ms": 31.0, "draft_n": 8}
-    read = answer([delta(content="a"), {**delta("stop"), "timings": timings | {"draft_n_accepted": 3}}])
-    assert read.server_times
-    assert not read.counted
-    done = read.completion
+    done = answer([delta(content="a"), {**delta("stop"), "timings": timings | {"draft_n_accepted": 3}}])
     assert (done.prompt_ms, done.predicted_ms, done.prompt_tokens, done.predicted_tokens) == (7.5, 31.0, 4, 6)
     assert (done.drafted, done.accepted) == (8, 3)
 
@@ -75,7 +71,7 @@ def test_the_servers_own_times_win():
 def test_lm_studios_draft_counts(place):
     """Told in ``stats`` since 0.3.10, in ``usage`` by 0.4.24."""
     counts = {"total_draft_tokens_count": 40, "accepted_draft_tokens_count": 30}
-    done = answer([delta(content="a"), {**USAGE, place: {**USAGE["usage"], **counts}}]).completion
+    done = answer([delta(content="a"), {**USAGE, place: {**USAGE["usage"], **counts}}])
     assert (done.drafted, done.accepted) == (40, 30)
 
 
@@ -91,9 +87,9 @@ def test_vllms_draft_counts():
         "num_spec_tokens": 3,
     }
     chunk = {**USAGE, "metrics": {"time_to_first_token_ms": 85.2, "speculative_decoding": told}}
-    done = answer([delta(content="a"), chunk]).completion
+    done = answer([delta(content="a"), chunk])
     assert (done.drafted, done.accepted) == (129, 10)
-    assert answer([delta(content="a"), {**USAGE, "metrics": None}]).completion.drafted is None
+    assert answer([delta(content="a"), {**USAGE, "metrics": None}]).drafted is None
 
 
 def test_mlx_vlms_timings():
@@ -102,7 +98,7 @@ def test_mlx_vlms_timings():
     nothing = {"draft_kind": None, "draft_rounds": None, "draft_n": None, "draft_n_accepted": None}
     ran = {"draft_kind": "mtp", "draft_rounds": 3, "draft_n": 9, "draft_n_accepted": 8}
     for fields, drafts in ((nothing, (None, None)), (ran, (9, 8))):
-        done = answer([delta(content="a"), {**delta("stop"), "timings": timings | fields}]).completion
+        done = answer([delta(content="a"), {**delta("stop"), "timings": timings | fields}])
         assert (done.predicted_tokens, done.predicted_ms) == (6, 31.0)
         assert (done.drafted, done.accepted) == drafts
 
@@ -131,21 +127,19 @@ ODD = st.recursive(
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(["usage", "stats", "timings", "metrics"], ODD)))
 def test_whatever_is_told_of_an_answer_it_is_an_answer(told):
     """Counts of another shape are unknown: then the chunks are counted and their arrival is timed."""
-    read = answer([delta(content="Hel"), delta(content="lo"), {**delta("stop"), **told}])
-    done = read.completion
+    done = answer([delta(content="Hel"), delta(content="lo"), {**delta("stop"), **told}])
     assert done.text == "Hello"
     assert 0 <= done.prompt_tokens < 2**31
     assert 0 <= done.predicted_tokens < 2**31
     assert 0 <= done.prompt_ms < 2**31
     assert 0 <= done.predicted_ms < 2**31
-    assert not read.counted or done.predicted_tokens == 2
     assert (done.accepted or 0) <= (done.drafted or 0)
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
 def test_reasoning_is_text_and_starts_the_clock(name):
     """The first token is the first token, whatever it is for."""
-    done = answer([delta(**{name: "hm "}), delta(content="yes"), delta("stop")]).completion
+    done = answer([delta(**{name: "hm "}), delta(content="yes"), delta("stop")])
     assert (done.text, done.prompt_ms) == ("hm yes", 10.0)
 
 
@@ -168,7 +162,7 @@ def test_reasoning_is_text_and_starts_the_clock(name):
 )
 def test_whether_an_answer_has_come_beyond_its_reasoning(parts, reasoning):
     """By the fields that tell reasoning apart; where a server leaves it in the text, by its marks."""
-    assert answer([delta(**part) for part in parts]).completion.still_reasoning is reasoning
+    assert answer([delta(**part) for part in parts]).still_reasoning is reasoning
 
 
 def test_tool_calls_in_pieces_and_whole():
@@ -178,8 +172,8 @@ def test_tool_calls_in_pieces_and_whole():
         delta(tool_calls=[{"index": 0, "function": {"arguments": ":1}"}}]),
     ]
     whole = [delta(tool_calls=[{"id": "y", "function": {"name": "f", "arguments": '{"a":1}'}}])]
-    assert answer(pieces).completion.text == answer(whole).completion.text == '[["f", "{\\"a\\":1}"]]'
-    assert answer([*whole, *whole]).completion.text.count('"f"') == 2
+    assert answer(pieces).text == answer(whole).text == '[["f", "{\\"a\\":1}"]]'
+    assert answer([*whole, *whole]).text.count('"f"') == 2
 
 
 def test_an_error_in_mid_answer():
@@ -259,7 +253,7 @@ def server():
 @pytest.fixture
 def client(server, monkeypatch):
     """Its client; `client.end` is how its process ended."""
-    monkeypatch.setattr("autospec.backends.json_http._DEATH_SETTLE_S", 0.1)
+    monkeypatch.setattr("autospec.backends.openai_http._DEATH_SETTLE_S", 0.1)
     ends = []
     made = StreamedClient(
         f"http://127.0.0.1:{server.server_port}",
@@ -287,7 +281,7 @@ def test_a_server_that_refuses_stream_options_is_asked_without(server, client):
     """Once: then it is known."""
     refusal = (422, "application/json", [b'{"error": {"message": "extra field stream_options"}}'])
     server.script += [refusal, (200, SSE, events(GOOD[:-1])), (200, SSE, events(GOOD[:-1]))]
-    assert client.ask(QUESTION).counted
+    assert client.complete(QUESTION).predicted_tokens == 2
     client.complete(QUESTION)
     assert ["stream_options" in body for body in server.bodies] == [True, False, False]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from autospec.service.definition import STOP_WITHIN_S
+from autospec.service.managers import STOP_WITHIN_S
 from autospec.settings import KEYS
 from tests.golden.conftest import SYSTEM_PATH
 

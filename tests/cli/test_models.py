@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from autospec.catalog.scan import scan
 from autospec.cells import Hardware
 from autospec.cli.bench import _best_draft
-from autospec.cli.drafts import command as drafts
 from autospec.cli.models import command as models
+from autospec.cli.models import drafts_command as drafts
 from autospec.cli.tune import command as tune
 from autospec.hardware import gpu
 from autospec.prompts.suite import load_suite

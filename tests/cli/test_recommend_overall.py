@@ -19,8 +19,8 @@ from autospec.measure.measurements import AS_MEASURED, DepthCosts, DepthRise, Sh
 from autospec.recommendations import SCHEMA, Recommendation, Status, StoredRecommendation, Verdict
 from autospec.report.server_config import what_to_run
 from autospec.settings import load_settings
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.store.database import Store, open_store
-from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.tuning.overall import choose, mix_of
 from autospec.tuning.overall_answer import for_mix, known_types, rule_of, to_recommendation
 from tests.report.samples import ARGS, DRAFTING, recommendation

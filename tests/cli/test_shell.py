@@ -20,7 +20,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autospec.cli import COMMANDS, cli
-from autospec.cli.shell import Shell, command_options, server_args
+from autospec.cli.options import server_args
+from autospec.cli.shell import Shell, command_options
 from autospec.errors import AutospecError, BackendMissingError, BusyError, NothingKnownError, UsageError
 from autospec.files import privacy_hint
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from autospec.daemon.children import ProxyChild
-from autospec.service.definition import STOP_WITHIN_S
+from autospec.service.managers import STOP_WITHIN_S
 from tests.backends.waiting import wait_until
 from tests.daemon.test_work import SetClock
 

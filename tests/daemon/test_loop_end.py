@@ -15,7 +15,7 @@ from autospec.backends import process
 from autospec.daemon import children
 from autospec.daemon.loop import Daemon
 from autospec.service.control import control_path
-from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S
+from autospec.service.managers import KILL_AFTER_S, STOP_WITHIN_S
 from autospec.settings import load_settings
 from tests.daemon.test_loop import ITEM
 

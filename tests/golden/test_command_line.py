@@ -45,7 +45,7 @@ ELSEWHERE = {
     "studies export": "test_exports.py",
     "proxy": "test_proxy.py, program.json",
     "studies dashboard": "tests/cli/test_studies_dashboard.py: it serves until Ctrl-C",
-    "completion": "tests/cli/test_completion.py: the script is click's",
+    "completion": "tests/cli/test_config_completion.py: the script is click's",
 }
 STUDY = """
 name = "golden"

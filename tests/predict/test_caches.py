@@ -26,9 +26,8 @@ from autospec.hardware.state import StateWatch
 from autospec.measure.asking import Asking, OffLength
 from autospec.predict.ngram import pool_of, replay_tokens
 from autospec.predict.prediction import replay_drafts
-from autospec.predict.profile import AnswerProfile, Recording
+from autospec.predict.profile import AnswerProfile, Recording, proposals
 from autospec.predict.recording import pass_of, record, time_batches
-from autospec.predict.replay import proposals
 from autospec.prompts.suite import Half, load_suite
 from autospec.store.database import open_store
 from autospec.tuning.budget import Budget, Pace

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from autospec.predict.costs import CostCurve, Observation, first_guess, refit
-from autospec.predict.profile import AnswerProfile
-from autospec.predict.replay import replay
+from autospec.predict.profile import AnswerProfile, replay
 
 BATCHES = {1: 22.0, 2: 23.0, 5: 26.0, 9: 30.0, 17: 38.0}
 DRAFT = {1: 3.0, 17: 6.0}

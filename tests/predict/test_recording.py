@@ -8,8 +8,8 @@ from autospec.backends.protocol import LaunchSettings, Request
 from autospec.backends.registry import backend_for
 from autospec.cells import PromptType
 from autospec.drafting import OFF, Drafting, Mode
+from autospec.predict.profile import replay
 from autospec.predict.recording import pass_of, record, time_batches
-from autospec.predict.replay import replay
 from autospec.prompts.suite import Half, load_suite
 from autospec.settings import load_settings
 

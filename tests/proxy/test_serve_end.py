@@ -18,7 +18,7 @@ from autospec.measure.measurements import Sample
 from autospec.proxy import serve
 from autospec.proxy.app import Rules
 from autospec.proxy.metrics import SampleWriter
-from autospec.service.definition import STOP_WITHIN_S
+from autospec.service.managers import STOP_WITHIN_S
 from autospec.serving import supervisor
 from autospec.settings import load_settings
 from tests.backends.waiting import wait_until

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autospec.service.definition import Definition, ServiceOutcome
 from autospec.service.lifecycle import Service
+from autospec.service.managers import Definition, ServiceOutcome
 
 PRINTED = """\
 gui/501/com.autospec.daemon = {{

@@ -15,9 +15,8 @@ import psutil
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import Definition, ServiceState, ServiceStatus
 from autospec.service.lifecycle import Service
-from autospec.service.systemd import UNIT, Systemd
+from autospec.service.managers import UNIT, Definition, ServiceState, ServiceStatus, Systemd
 
 HOME = Path(os.environ["HOME"])
 # As a user would shorten it: with a drop-in, which no upgrade takes away.

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autospec.service.definition import ServiceOutcome, ServiceState, ServiceStatus
-from autospec.service.launchd import Launchd
-from autospec.service.systemd import _PROPERTIES, Systemd
+from autospec.service.managers import (
+    _PROPERTIES,
+    Launchd,
+    ServiceOutcome,
+    ServiceState,
+    ServiceStatus,
+    Systemd,
+)
 from tests.service.fakes import PRINTED
 
 LAUNCHD = Launchd(501, Path("/Users/me"), b"")

@@ -95,7 +95,7 @@ def test_the_service_gets_what_chooses_gpus_and_libraries(monkeypatch, system):
     service = service_here(load_settings())
     assert told.items() <= dict(service.definition.variables).items()
     text = service.supervisor.render(service.definition)
-    assert told.items() <= service.supervisor.variables(text).items()
+    assert told.items() <= service.supervisor.environment(text).items()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert "CUDA_VISIBLE_DEVICES" not in dict(service_here(load_settings()).definition.variables)
 

@@ -15,9 +15,8 @@ import sqlalchemy as sa
 from autospec.cells import Hardware
 from autospec.errors import StoreError
 from autospec.recommendations import Status
-from autospec.store.compatibility import SCHEMA
+from autospec.store.compatibility import SCHEMA, DraftFile, DraftFiles
 from autospec.store.database import CellLocks, open_store
-from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.store.reader import read_recommendations
 from autospec.tuning.study import open_storage
 from tests.report.samples import DRAFTING, measurement, recommendation

@@ -39,7 +39,7 @@ def looked_at(rounds: int, proof: list[Pair]) -> CellRun:
     build = SimpleNamespace(backend="llama-server", version="b1")
     cell = SimpleNamespace(key="c", prompt_type="qa", model=model, build=build, settings=(), aim=Aim.SPEED)
     run = CellRun(cell, SimpleNamespace(name="study"), (), (), winner=DRAFTING, rounds=rounds)
-    values = of_pairs([p for p in proof if p.off.round <= 2], lambda pair: pair.log_ratio)
+    values = of_pairs([p for p in proof if p.off.round <= 2])
     run.decision = decide(values, 2, RULE)
     return run
 

@@ -15,8 +15,8 @@ from autospec.errors import LaunchError, RequestError
 from autospec.measure.measurements import DepthCosts, DepthRise, Shapes
 from autospec.predict.profile import Recording
 from autospec.predict.recording import DraftPass
+from autospec.store.compatibility import DraftFile
 from autospec.store.database import open_store
-from autospec.store.drafts import DraftFile
 from autospec.tuning import profiling
 from autospec.tuning.calibration import DepthTiming
 from autospec.tuning.definition import load_definition

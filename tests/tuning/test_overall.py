@@ -16,8 +16,8 @@ from autospec.measure.log_ratios import of_mix
 from autospec.measure.measurements import DepthCosts, DepthRise, Pair, Sample, Shapes
 from autospec.measure.verdict import DEFAULT_RULE
 from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.store.database import open_store
-from autospec.store.drafts import DraftFile, DraftFiles
 from autospec.tuning import overall_proof
 from autospec.tuning.build_recommendation import Cost
 from autospec.tuning.overall import Known, Mix, choose, mix_of, parse_mix

@@ -196,7 +196,7 @@ def test_measured_answers_are_recordings(tmp_path, monkeypatch):
     assert kept[asked[1]]["answer_ids"] == [4] * tokens
     assert seen == {"prompts": cell.prove_prompts, "drafts": [], "hurried": False}
     assert {p.id for p in predictions.missing(cell, pairs)} == {p.id for p in cell.prove_prompts} - set(asked)
-    assert len(of_pairs(pairs, lambda p: p.log_ratio)) == len(pairs)
+    assert len(of_pairs(pairs)) == len(pairs)
 
 
 def test_predictions_of_some_prompts_are_none(tmp_path, monkeypatch):

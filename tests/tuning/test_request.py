@@ -13,7 +13,7 @@ from autospec.catalog.candidates import Candidate
 from autospec.catalog.model import Model
 from autospec.cells import Build
 from autospec.drafting import OFF, Drafting, Engine, Mode
-from autospec.store.drafts import DraftFile, DraftFiles
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.tuning.definition import load_definition
 from autospec.tuning.request import draft_file, space_for
 from tests.catalog.making import make_model

@@ -12,8 +12,8 @@ from autospec.cells import Build, Cell, ModelRef, PromptType
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.measurements import Pair, RequestShape, Shapes
 from autospec.recommendations import Recommendation, Status, Verdict
+from autospec.store.compatibility import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.store.database import Store, open_store
-from autospec.store.drafts import ANY_DRAFTS, DraftFile, DraftFiles
 from autospec.tuning.cell import CellRun
 from autospec.tuning.overall_proof import OverallProof
 from autospec.tuning.resume import (

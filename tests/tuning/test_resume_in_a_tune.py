@@ -273,7 +273,7 @@ def test_a_draft_that_was_replaced_does_not_pool_with_the_old_file(request_):
 
 def pairs_with_draft(request: TuneRequest, model: Model):
     """Stored measurements that count for the draft as it is now."""
-    from autospec.store.drafts import DraftFiles
+    from autospec.store.compatibility import DraftFiles
     from autospec.tuning.request import draft_file
 
     store = open_store(request.storage)

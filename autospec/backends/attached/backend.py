@@ -21,8 +21,7 @@ from autospec.backends.attached.kinds import (
     find_out,
     model_name,
 )
-from autospec.backends.json_http import STATUS_TIMEOUT_S, JsonClient
-from autospec.backends.openai_http import ChatClient
+from autospec.backends.openai_http import STATUS_TIMEOUT_S, ChatClient, JsonClient
 from autospec.backends.process import listeners
 from autospec.backends.protocol import Capabilities, Completion, LaunchSettings, Request, Tokens
 from autospec.backends.records import new_launch_id

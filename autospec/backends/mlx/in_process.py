@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autospec.backends.json_http import JsonClient
+from autospec.backends.openai_http import JsonClient
 from autospec.backends.process import ServerProcess
 from autospec.backends.protocol import Capabilities, Completion, Request, TokenAnswer
 from autospec.backends.server import LaunchedServer, canary

@@ -14,14 +14,12 @@ from autospec.drafting import Drafting, Mode
 from autospec.formats import bounded
 from autospec.measure.measurements import Pair
 from autospec.measure.verdict import DEFAULT_RULE
-from autospec.predict.profile import AnswerProfile, Recording
-from autospec.predict.replay import replay
+from autospec.predict.profile import AnswerProfile, Recording, replay
 from autospec.recommendations import Recommendation, StoredRecommendation, Verdict
-from autospec.report.evidence import Evidence, evidence_of
 from autospec.report.explanation import Explanation, explain, explain_overall
 from autospec.report.records import Record, recommendations_of
 from autospec.report.selection import Selection
-from autospec.report.studies import TrialSummary
+from autospec.report.studies import Evidence, TrialSummary, evidence_of
 from autospec.store.database import Store
 
 __all__ = [

@@ -16,8 +16,8 @@ from autospec.hardware.state import MachineState
 from autospec.measure.measurements import Phase
 from autospec.recommendations import Verdict
 from autospec.settings import load_settings
+from autospec.store.compatibility import DraftFile, DraftFiles
 from autospec.store.database import open_store
-from autospec.store.drafts import DraftFile, DraftFiles
 from tests.report.samples import DRAFTING, measurement, recommendation
 
 KEY = "aaaabbbbcccc"

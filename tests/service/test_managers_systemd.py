@@ -10,9 +10,8 @@ import pytest
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
 from autospec.service.lifecycle import Service
-from autospec.service.systemd import UNIT, Systemd
+from autospec.service.managers import KILL_AFTER_S, STOP_WITHIN_S, UNIT, ServiceOutcome, ServiceState, Systemd
 from tests.service.fakes import Clock, FakeSystemctl, breaking, definition
 
 TEMPLATE = (launchd_dir() / UNIT).read_text(encoding="utf-8")
@@ -301,10 +300,9 @@ def test_the_environment_in_the_unit_can_be_read_again(tmp_path):
         ("CUDA_VISIBLE_DEVICES", ""),
         ("LD_LIBRARY_PATH", "/opt/a b/%lib:$ORIGIN::'\\"),
     )
-    assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
-        variables
-    )
-    assert supervisor.variables("") == {}
+    written = definition(tmp_path, variables=variables)
+    assert supervisor.environment(supervisor.render(written)) == {"PATH": written.path, **dict(variables)}
+    assert supervisor.environment("") == {}
 
 
 def test_another_shells_path_is_no_other_version(service):

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from autospec.report.changes import run_hook
+from autospec.service.control import run_hook
 
 DOCUMENT = {"schema": 1, "changes": [{"sentence": "größer"}]}
 

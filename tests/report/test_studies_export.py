@@ -10,9 +10,15 @@ import pytest
 from autospec.cells import PromptType
 from autospec.errors import StudyFileError
 from autospec.recommendations import Status, Verdict
-from autospec.report.export import Export, export_document, import_into, read_export
 from autospec.report.records import find_record, read_record, recommendations_of
-from autospec.report.studies import StudySummary, TrialSummary
+from autospec.report.studies import (
+    Export,
+    StudySummary,
+    TrialSummary,
+    export_document,
+    import_into,
+    read_export,
+)
 from autospec.store.database import open_store
 from tests.report.samples import DRAFTING, HERE, measurement, recommendation
 

@@ -9,9 +9,8 @@ import pytest
 
 from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.drafting import OFF, Drafting, Mode
-from autospec.predict.profile import AnswerProfile, profile_answer
+from autospec.predict.profile import AnswerProfile, profile_answer, replay
 from autospec.predict.recording import record
-from autospec.predict.replay import replay
 from tests.predict.machine import Machine
 
 

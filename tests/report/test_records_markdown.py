@@ -6,8 +6,7 @@ import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.measure.bench import RunGroup
-from autospec.report.records import find_record, read_record
-from autospec.report.reference_benchmark import benchmark_markdown, results_table
+from autospec.report.records import benchmark_markdown, find_record, read_record, results_table
 
 HEAD = {"title": "T", "date": "2026-11-23", "hardware": "here", "prompt": "p", "max_tokens": 16}
 

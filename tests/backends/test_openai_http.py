@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from autospec.backends.json_http import JsonClient
+from autospec.backends.openai_http import JsonClient
 from autospec.errors import NoAnswerError
 
 

@@ -10,9 +10,17 @@ import pytest
 
 from autospec.errors import ServiceError
 from autospec.files import launchd_dir
-from autospec.service.definition import KILL_AFTER_S, STOP_WITHIN_S, ServiceOutcome, ServiceState
-from autospec.service.launchd import Launchd, exit_code_for, fields_of, kept_short
 from autospec.service.lifecycle import Service
+from autospec.service.managers import (
+    KILL_AFTER_S,
+    STOP_WITHIN_S,
+    Launchd,
+    ServiceOutcome,
+    ServiceState,
+    exit_code_for,
+    fields_of,
+    kept_short,
+)
 from tests.service.fakes import PRINTED, Clock, FakeLaunchctl, breaking, definition
 from tests.service.launchd_keys import LAUNCHD_SCHEMA
 
@@ -420,10 +428,9 @@ def test_the_environment_in_the_file_can_be_read_again(tmp_path):
         ("GGML_VK_VISIBLE_DEVICES", ""),
         ("LD_LIBRARY_PATH", "/opt/@HOME@/lib & co:$ORIGIN::"),
     )
-    assert supervisor.variables(supervisor.render(definition(tmp_path, variables=variables))) == dict(
-        variables
-    )
-    assert supervisor.variables("") == supervisor.variables("<plist") == {}
+    written = definition(tmp_path, variables=variables)
+    assert supervisor.environment(supervisor.render(written)) == {"PATH": written.path, **dict(variables)}
+    assert supervisor.environment("") == supervisor.environment("<plist") == {}
 
 
 def test_logs_are_the_end_of_the_file(tmp_path):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from autospec.catalog import scan as scanning
 from autospec.catalog.scan import scan
 from autospec.cli import COMMANDS, cli
-from autospec.cli.completion import SHELLS
+from autospec.cli.config import SHELLS
 from autospec.settings import load_settings
 from tests.catalog.making import TOKENS, write_gguf
 

@@ -9,7 +9,7 @@ import pytest
 from autospec.cells import PromptType
 from autospec.drafting import Drafting, Mode
 from autospec.recommendations import Status, Verdict
-from autospec.report.changes import ChangeKind, changes, changes_document
+from autospec.report.selection import ChangeKind, changes, changes_document
 from tests.report.samples import DRAFTING, ELSEWHERE, HERE, recommendation, stored
 
 ENABLED = recommendation()
