@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -43,7 +44,10 @@ class Compositor:
         self._thread.start()
 
     def _accept(self) -> None:
-        self.client, _ = self._listening.accept()
+        try:
+            self.client, _ = self._listening.accept()
+        except OSError:  # closed before a client came
+            return
         self.asked.append(self.client.recv(4096).hex())
         # In two parts, as a socket may deliver them.
         told = bytes.fromhex(self._offers)
@@ -58,7 +62,10 @@ class Compositor:
 
     def close(self) -> None:
         """It ends, as at a logout."""
+        with contextlib.suppress(OSError):  # nobody connected
+            self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
+        self._thread.join(10)
         if self.client is not None:
             self.client.close()
         self.path.unlink(missing_ok=True)
