@@ -63,7 +63,7 @@ class IdleNotice:
         return None if self._idle is None and now_s - self._asked_s < _TOLD_AFTER_S else used
 
     def close(self) -> None:
-        """Watch no more; the next call of `used` begins anew."""
+        """Watch no more; the next call of `used` starts to watch again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -124,8 +124,10 @@ class Supervisor:
             raise _shutting_down()
         try:
             model = await self._find(wanted.model)
-            if not (wanted.is_probe or self._reconciler.pool.live(model.name)) and self._may_be_outdated():
-                # Nobody scans while no server runs. A build that was replaced meanwhile would load the model twice.
+            starts = not (wanted.is_probe or self._reconciler.pool.live(model.name))
+            if starts and self._may_be_outdated() and not self._reconciler.options.registry.silent:
+                # Nobody scans while no server runs. A build that was replaced meanwhile would load the model twice. A scan of a folder that
+                # does not answer takes longer than most loads.
                 try:
                     await self._rescanned()
                 except OverloadedError:

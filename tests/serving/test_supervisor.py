@@ -951,6 +951,23 @@ def test_a_build_that_was_replaced_while_no_server_ran_loads_the_model_once():
     run(scenario())
 
 
+def test_a_folder_that_does_not_answer_delays_no_load():
+    """Each scan would wait for it."""
+
+    async def scenario():
+        scene = Scene()
+        async with scene.opened() as supervisor:
+            supervisor._reconciler.options.registry.silent = (Path("/mnt/nas"),)
+            scene.clock.now_s += 300.0
+            async with await supervisor.lease(wanted()):
+                pass
+            assert [drafting for _, drafting, _ in scene.backend.asked] == [OFF]
+            assert not any(scan for scan in (supervisor._scan, supervisor._scanning))
+            assert scene.scans == 1
+
+    run(scenario())
+
+
 def test_a_model_whose_build_is_replaced_while_it_loads_is_not_loaded_twice_for_one_request():
     """It is lent before it is replaced, although nobody is on it in the moment when it becomes ready."""
 
