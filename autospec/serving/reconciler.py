@@ -262,6 +262,9 @@ class Reconciler:
             self.plan = self._planner(self._demands(now), Capacity(self.memory_bytes))
             # What others took the memory of does not come back by itself.
             self._restarting = {model for model in self._restarting if self._is_planned(model)}
+        self.queue.serve(
+            self._lend
+        )  # before a server is drained for others: requests have waited for its load
         held, kept = self.pool.held(), self._kept(now)
         if self._daemon is not None and self._daemon.measuring and not len(self.queue):
             # Nobody waits for a switch, which would disturb the measurement; what is kept by no plan is stopped.

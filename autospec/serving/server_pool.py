@@ -84,31 +84,47 @@ def next_actions(
     model's servers are ready; a server whose build or file was replaced is replaced like that, too. If it does not fit, unwanted
     servers are drained first, and requests wait. A server larger than the limit still starts, alone.
 
-    Where all requests of the model can be answered, the new server is only better, unless the model is in `at_once`. The old one then
-    stays until no request is on it, for `_BUSY_S` at most: its longest answer may take longer than new requests wait. If it is drained
-    and a request has waited for `_LEND_AGAIN_S`, it is lent again; or for half of `deadline_s`, if that is shorter, or if another
-    request needs the new server. It is lent again without delay if it is kept after all.
+    Where all requests of the model can be answered, the new server is only better. The old one then stays until no request is on it, for
+    `_BUSY_S` at most: its longest answer may take longer than new requests wait. For a model in `at_once` its own servers do not wait for
+    that. If one is drained and a request has waited for `_LEND_AGAIN_S`, it is lent again; or for half of `deadline_s`, if that is
+    shorter, or if another request needs the new server. It is lent again without delay if it is kept after all. A server that starts
+    is never drained while a request waits for it: each of two models would end the other's load for ever.
     """
-    unwanted = [server for server in servers if server.state.live and not _is_kept(server, kept)]
+    awaited = frozenset[int]().union(*(asked.able for groups in waiting.values() for asked in groups))
+    unwanted = [
+        server
+        for server in servers
+        if server.state.live
+        and not _is_kept(server, kept)
+        and not (server.state is InstanceState.STARTING and server.number in awaited)
+    ]
+    again = _lent_again(
+        servers, unwanted, kept, waiting, limit_bytes=limit_bytes, deadline_s=deadline_s, at_once=at_once
+    )
+    answering = {server.number for server in servers if server.state.live} | set(again)
+    replaced = [
+        server
+        for server in unwanted
+        if all(
+            _runs(server.model, entry.drafting, servers, ready=True) for entry in kept.get(server.model, ())
+        )
+    ]
+    drain = [server.number for server in replaced if _is_idle(server, awaited)]
     holding = _footprints(servers)
     start: list[tuple[str, LaunchEstimate]] = []
-    drain: list[int] = []
-    again = _lent_again(servers, kept, waiting, deadline_s, at_once)
-    answering = {server.number for server in servers if server.state.live} | set(again)
-    awaited = frozenset[int]().union(*(asked.able for groups in waiting.values() for asked in groups))
     # Models without a server first: a better one must not take the room in which another model's old server was.
     have = {server.model for server in servers if server.number in answering}
     for model, wanted in sorted(kept.items(), key=lambda entry: entry[0] in have):
-        missing = [entry for entry in wanted if not _runs(model, entry.drafting, servers, again=again)]
-        can_wait = model not in at_once and all(asked.able & answering for asked in waiting.get(model, ()))
-        for entry in missing:
+        needs = not all(asked.able & answering for asked in waiting.get(model, ()))
+        for entry in _missing(model, wanted, servers):
             if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
                 victims, enough = _make_room(
                     servers,
                     [
                         server
                         for server in unwanted
-                        if not can_wait
+                        if needs
+                        or (model in at_once and server.model == model)
                         or (
                             (server.model == model or server.model not in kept)
                             and _is_quiet(server, awaited, now_s)
@@ -118,49 +134,78 @@ def next_actions(
                     limit_bytes,
                     awaited,
                 )
-                if can_wait and not enough:
+                if not (needs or enough or model in at_once):
                     break
                 # Less important models must not take the memory that is being freed.
                 return PoolActions(tuple(start), tuple(dict.fromkeys([*drain, *victims])), again)
             start.append((model, entry))
             holding.append(entry.footprint)
-        if all(_runs(model, entry.drafting, servers, ready=True) for entry in wanted):
-            drain += [server.number for server in unwanted if server.model == model]
-    drain += [server.number for server in unwanted if server.model not in kept]
+    drain += [server.number for server in replaced]
     return PoolActions(tuple(start), tuple(dict.fromkeys(drain)), again)
+
+
+def _is_idle(server: ServerInstance, awaited: Container[int]) -> bool:
+    """True if no request is on a server, and none waits for it."""
+    return server.leases == 0 and server.number not in awaited
 
 
 def _is_quiet(server: ServerInstance, awaited: Container[int], now_s: float) -> bool:
     """True if no request needs a server while another one starts, or if there was no such moment for `_BUSY_S`."""
-    if server.leases == 0:
-        return server.number not in awaited
-    return now_s - server.busy_since_s >= _BUSY_S
+    return _is_idle(server, awaited) or (server.leases > 0 and now_s - server.busy_since_s >= _BUSY_S)
+
+
+def _missing(
+    model: str, wanted: Sequence[LaunchEstimate], servers: Sequence[ServerInstance]
+) -> list[LaunchEstimate]:
+    """What is to be started. Not what still drains: it is lent again, or started when its memory is free."""
+    draining = {
+        server.drafting
+        for server in servers
+        if server.model == model and server.state is InstanceState.DRAINING and not server.outdated
+    }
+    return [
+        entry
+        for entry in wanted
+        if entry.drafting not in draining and not _runs(model, entry.drafting, servers)
+    ]
 
 
 def _lent_again(
     servers: Sequence[ServerInstance],
+    unwanted: Sequence[ServerInstance],
     kept: Mapping[str, Sequence[LaunchEstimate]],
     waiting: Mapping[str, Sequence[Waiting]],
+    *,
+    limit_bytes: int,
     deadline_s: float,
     at_once: Container[str],
 ) -> tuple[int, ...]:
     """The draining servers that are kept after all, or for which a request has waited long enough."""
     live = {server.number for server in servers if server.state.live}
-    there = live | {server.number for server in servers if server.state is InstanceState.DRAINING}
-    # Models whose requests need a new server, and so the memory of one that drains.
+    draining = [server for server in servers if server.state is InstanceState.DRAINING]
+    there = live | {server.number for server in draining}
+    # What stays if all of these are lent again. Idle servers that nobody wants go at once.
+    gone = {server.number for server in unwanted if server.leases == 0}
+    staying = _footprints(server for server in servers if server.number in there - gone)
+    # Models whose requests need a new server, for which there is no room then.
     needed = {
         model
         for model, groups in waiting.items()
         if not all(asked.able & there for asked in groups)
-        and any(not _runs(model, entry.drafting, servers) for entry in kept.get(model, ()))
+        and any(
+            MemoryEstimate.total_bytes([*staying, entry.footprint]) > limit_bytes
+            for entry in _missing(model, kept.get(model, ()), servers)
+        )
     }
     again: list[int] = []
-    for server in servers:
-        model = server.model
-        if server.state is not InstanceState.DRAINING or model not in kept or not needed <= {model}:
+    kept_again: set[tuple[str, Drafting]] = set()
+    for server in draining:
+        model, what = server.model, (server.model, server.drafting)
+        if model not in kept or not needed <= {model}:
             continue
         if _is_kept(server, kept):
-            if not _runs(model, server.drafting, servers, again=again):
+            if not _runs(model, server.drafting, servers) and what not in kept_again:
+                kept_again.add(what)
                 again.append(server.number)
         elif model not in at_once:
             patience_s = deadline_s / 2 if model in needed else min(_LEND_AGAIN_S, deadline_s / 2)
@@ -179,16 +224,25 @@ def _make_room(
     limit_bytes: int,
     awaited: Container[int],
 ) -> tuple[list[int], bool]:
-    """The fewest unwanted servers to drain, the least useful first, and whether with those that stop already they are enough."""
-    staying = [server for server in servers if server.state.live]
-    chosen = []
-    for victim in sorted(unwanted, key=lambda s: (s.leases > 0, s.number in awaited, s.used_at_s)):
-        if MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint]) <= limit_bytes:
-            break
-        staying.remove(victim)
-        chosen.append(victim.number)
-    left_bytes = MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint])
-    return chosen, not staying or left_bytes <= limit_bytes
+    """The fewest unwanted servers to drain, the least useful first, and whether with those that stop already they are enough.
+
+    Idle ones make room in seconds. Only if they are not enough, answers are waited for: of those that drain already, then of others.
+    """
+    idle = [server for server in unwanted if _is_idle(server, awaited)]
+    for staying, candidates in (
+        ([server for server in servers if server.state is not InstanceState.STOPPING], idle),
+        ([server for server in servers if server.state.live], unwanted),
+    ):
+        chosen = []
+        for victim in sorted(candidates, key=lambda s: (s.leases > 0, s.number in awaited, s.used_at_s)):
+            if MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint]) <= limit_bytes:
+                break
+            staying.remove(victim)
+            chosen.append(victim.number)
+        left_bytes = MemoryEstimate.total_bytes([*_footprints(staying), entry.footprint])
+        if not staying or left_bytes <= limit_bytes:
+            return chosen, True
+    return chosen, False
 
 
 def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[LaunchEstimate]]) -> bool:
@@ -203,13 +257,12 @@ def _runs(
     servers: Iterable[ServerInstance],
     *,
     ready: bool = False,
-    again: Sequence[int] = (),
 ) -> bool:
     return any(
         server.model == model
         and server.drafting == drafting
         and not server.outdated
-        and (server.state is InstanceState.READY if ready else server.state.live or server.number in again)
+        and (server.state is InstanceState.READY if ready else server.state.live)
         for server in servers
     )
 

@@ -145,7 +145,8 @@ def test_one_that_still_drains_is_lent_again():
     assert next_actions(running, wanted, 115, {"a": asked(1, waited_s=59.0)}) == PoolActions()
     assert next_actions(running, wanted, 115, {"a": asked(waited_s=90.0)}) == PoolActions()
     both = kept(b=(OFF,), a=(LOOKUP,))
-    assert next_actions(running, both, 225, {**waiting, "b": asked()}).lend_again == ()
+    assert next_actions(running, both, 215, {**waiting, "b": asked()}).lend_again == ()
+    assert next_actions(running, both, 225, {**waiting, "b": asked()}).lend_again == (1,)  # room for both
     assert next_actions(running, kept(b=(OFF,)), 115, waiting) == PoolActions()
 
 
@@ -194,12 +195,42 @@ def test_a_server_that_loads_for_somebody_is_not_ended_for_a_better_one():
     assert next_actions(running, wanted, 115) == PoolActions(drain=(1,))
 
 
-def test_a_server_that_loads_for_somebody_makes_room_last():
-    """An idle one goes before it, even one that was used later."""
+def test_a_server_that_loads_for_somebody_makes_no_room():
+    """Not even for a request that has waited longer: each of two models would end the other's load. An idle server goes."""
     running = [held(1, "a", LOOKUP, state=InstanceState.STARTING), held(2, "b", LOOKUP)]
-    waiting = {"a": asked(1), "d": asked()}
+    waiting = {"a": asked(1), "d": asked(waited_s=100.0)}
     wanted = kept(d=(OFF,), a=(OFF,), b=(OFF,))
     assert next_actions(running, wanted, 225, waiting) == PoolActions(drain=(2,))
+    assert next_actions(running[:1], kept(d=(OFF,)), 115, waiting) == PoolActions()
+
+
+def test_an_idle_server_makes_room_before_a_long_answer_is_waited_for():
+    """The memory of a server that drains comes when its answer ends."""
+    running = [busy(1, "a", state=InstanceState.DRAINING), held(2, "c")]
+    waiting = {"b": asked()}
+    assert next_actions(running, kept(b=(OFF,), a=(OFF,)), 225, waiting).drain == (2,)
+    assert next_actions(running, kept(b=(OFF,), a=(OFF,), c=(LOOKUP,)), 225, waiting).drain == (2,)
+
+
+def test_no_model_is_loaded_beside_its_own_server_that_drains():
+    """That one is lent again when the memory of the model that waits is there, or is needed."""
+    running = [busy(1, "a", state=InstanceState.DRAINING), busy(2, "c")]
+    wanted = kept(b=(OFF,), a=(OFF,))
+    waiting = {"b": asked(), "a": asked(1)}
+    assert (
+        next_actions(running, wanted, 235, waiting) == PoolActions()
+    )  # b waits for the memory of one of them
+    assert next_actions([running[0]], wanted, 235, waiting).lend_again == (1,)
+
+
+def test_drafting_switched_off_takes_no_other_models_server():
+    """Its own server goes, although another model's outdated one was used longer ago."""
+    running = [
+        busy(1, "b", outdated=True, used_at_s=1.0),
+        busy(2, "a", LOOKUP, outdated=True, used_at_s=2.0),
+    ]
+    wanted = {**kept(b=(OFF,)), "a": (LaunchEstimate(OFF, MemoryEstimate(CACHE, {"new a": WEIGHTS}), 1.0),)}
+    assert next_actions(running, wanted, 225, now_s=1001.0, at_once={"a"}) == PoolActions(drain=(2,))
 
 
 def test_a_launch_larger_than_the_limit_runs_alone():
@@ -214,7 +245,7 @@ def test_the_least_useful_makes_room():
     wanted = kept(d=(OFF,), a=(OFF,), b=(OFF,), c=(OFF,))
     waiting = {"d": asked()}
     assert next_actions(running, wanted, 340, waiting) == PoolActions(drain=(2,))
-    gone = [running[0], held(2, "b", LOOKUP, state=InstanceState.DRAINING), running[2]]
+    gone = [running[0], held(2, "b", LOOKUP, state=InstanceState.STOPPING), running[2]]
     assert (
         next_actions(gone, wanted, 340, waiting) == PoolActions()
     )  # that is enough; it has to be waited for
