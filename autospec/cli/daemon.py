@@ -78,7 +78,7 @@ def command(shell: Shell, *, proxy: bool, once: bool, status: bool) -> int | Non
         child = ProxyChild(
             proxy_command(shell.config), settings.state_dir, settings.log_dir / "proxy.log", clock
         )
-    # Whoever has just logged in is at the machine. With --once there is no time to watch it.
+    # A person who has just logged in is at the machine. With --once there is no time to watch it.
     probes = Probes(clock, UserInput(clock.monotonic, None if once else clock.monotonic()))
     daemon = Daemon(
         settings,

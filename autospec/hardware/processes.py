@@ -192,7 +192,7 @@ def _take_name() -> Callable[[], None] | None:
     lock = socket.socket(socket.AF_UNIX)
     try:
         lock.bind(_lock_name())
-        # Nobody is answered: whoever connects learns from the kernel who listens.
+        # Connections are not answered: the kernel tells the other side who listens.
         lock.listen(_ASKERS)
     except OSError as error:
         lock.close()

@@ -43,7 +43,7 @@ _SETTLE_POLL_S: Final = 0.05
 # the hour is for a paused terminal or pager, and bounds how long it keeps a model from being unloaded.
 _UNREAD_DRAINING_S: Final = 60.0
 _UNREAD_S: Final = 3600.0
-# Whoever looks once a second sees a gap between two requests that is as long.
+# The loop looks once a second, so it sees a gap between two requests that is as long.
 _GAP_S: Final = 1.0
 # No thread could be started to stop a server. Others end meanwhile.
 _STOP_AGAIN_S: Final = 1.0
