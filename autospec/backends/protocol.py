@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from autospec.cells import Build
 from autospec.drafting import Drafting, Engine, Mode
@@ -25,6 +25,7 @@ __all__ = [
     "Server",
     "Slots",
     "Slotted",
+    "Started",
     "TokenAnswer",
     "Tokens",
     "Watched",
@@ -76,6 +77,10 @@ class Capabilities:
     drafts_uncached: bool = False
 
 
+Started: TypeAlias = Callable[[Callable[[], None]], None]
+"""Gets a function that ends a server's process, see `LaunchSettings`."""
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchSettings:
     """The user's own launch settings: part of the cell, the same with and without drafting.
@@ -95,7 +100,7 @@ class LaunchSettings:
     ready_timeout_s: float = 600.0
     serving: bool = False
     served_as: str = ""
-    started: Callable[[Callable[[], None]], None] | None = field(default=None, compare=False, repr=False)
+    started: Started | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from autospec.backends.process import (
     listens,
     withheld_words,
 )
-from autospec.backends.protocol import Capabilities, Completion, Request, Server, Slots, Tokens
+from autospec.backends.protocol import Capabilities, Completion, Request, Server, Slots, Started, Tokens
 from autospec.backends.records import prune_logs, sweep_orphans
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
@@ -284,7 +284,7 @@ def start_child(
     *,
     ready_timeout_s: float,
     state_dir: Path,
-    started: Callable[[Callable[[], None]], None] | None = None,
+    started: Started | None = None,
 ) -> C:
     """Start a server, wait until it is ready, and verify it. The server is stopped if one of these fails.
 

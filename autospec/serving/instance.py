@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from autospec.backends.process import family
-from autospec.backends.protocol import Server, Watched, WithEveryRequest
+from autospec.backends.protocol import Server, Started, Watched, WithEveryRequest
 from autospec.catalog.model import loads_projector
 from autospec.drafting import Drafting
 from autospec.errors import AutospecError, LaunchError, ServerDiedError
@@ -174,7 +174,7 @@ class ServerInstance:
         model: str,
         drafting: Drafting,
         footprint: MemoryEstimate,
-        start: Callable[[Callable[[Callable[[], None]], None]], Server],
+        start: Callable[[Started], Server],
         *,
         changed: Callable[[], None],
         clock: Callable[[], float],
@@ -208,9 +208,8 @@ class ServerInstance:
         self.leases = 0  # requests that hold it now
         self.served = 0  # requests that have held it in total
         self.made_at_s = self.used_at_s = clock()
-        self.busy_since_s = (
-            self.used_at_s
-        )  # without a gap between requests that `_GAP_S` is long, and not drained in vain
+        # No gap between its requests was `_GAP_S` long since then, nor was it drained in vain.
+        self.busy_since_s = self.used_at_s
         self.ready_at_s: float | None = None
         self._start = start
         self._abandoned = False  # drained or stopped while it started

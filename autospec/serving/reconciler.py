@@ -299,26 +299,23 @@ class Reconciler:
         """The queue by model, and by the servers that can answer."""
         longest_s: dict[tuple[str, frozenset[int]], float] = {}
         for waiting in self.queue:
-            key = waiting.request.model, self._able_to_answer(waiting.request)
+            able = frozenset(launch.number for launch in self._able_to_answer(waiting.request))
+            key = waiting.request.model, able
             longest_s[key] = max(longest_s.get(key, 0.0), now_s - waiting.since_s)
         found: dict[str, list[Waiting]] = {}
         for (model, able), waited_s in longest_s.items():
             found.setdefault(model, []).append(Waiting(waited_s, able))
         return found
 
-    def _able_to_answer(self, request: RouteRequest) -> frozenset[int]:
-        """Numbers of the servers that can answer a request, now or when they have started. One that starts may turn out to see."""
+    def _able_to_answer(self, request: RouteRequest) -> list[ServerInstance]:
+        """The servers that can answer a request, now or when they have started; also those that drain."""
         states = (InstanceState.STARTING, InstanceState.READY, InstanceState.DRAINING)
         there = [launch for launch in self.pool.of(request.model) if launch.state in states]
         if self._takes_off_server(request):
-            there = [launch for launch in there if launch.drafting.is_off]
-        elif request.images and self.options.takes_images(request.model):
-            there = [
-                launch
-                for launch in there
-                if launch.takes_images or launch.drafting.is_off or launch.state is InstanceState.STARTING
-            ]
-        return frozenset(launch.number for launch in there)
+            return [launch for launch in there if launch.drafting.is_off]
+        if request.images and self.options.takes_images(request.model):
+            return [launch for launch in there if not _drafts_blindly(launch)]
+        return there
 
     def _drafts_against_the_users_will(self, name: str) -> bool:
         """True if a model's servers draft although that is switched off."""
@@ -568,11 +565,7 @@ class Reconciler:
         """True if only a server without drafting could answer: the client asks for it, or no other one runs, starts or sees."""
         if self._takes_off_server(request):
             return True
-        sees = request.images and self.options.takes_images(request.model)
-        return not any(
-            launch.state.live and not (sees and _drafts_blindly(launch))
-            for launch in self.pool.of(request.model)
-        )
+        return not any(launch.state.live for launch in self._able_to_answer(request))
 
     def _takes_off_server(self, request: RouteRequest) -> bool:
         """True if the client asks for no drafting, and the backend cannot leave it out for one request."""
@@ -599,7 +592,7 @@ def _build_of(engines: Mapping[Format, Engine]) -> Build | None:
 
 def _drafts_blindly(launch: ServerInstance) -> bool:
     """True if a server drafts without a projector. One that starts may turn out to have it."""
-    return launch.state is InstanceState.READY and not (launch.takes_images or launch.drafting.is_off)
+    return launch.state is not InstanceState.STARTING and not (launch.takes_images or launch.drafting.is_off)
 
 
 def _fresh(error: LaunchError, retry_after_s: float) -> LaunchError:

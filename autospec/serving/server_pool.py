@@ -118,22 +118,17 @@ def next_actions(
         needs = not all(asked.able & answering for asked in waiting.get(model, ()))
         for entry in _missing(model, wanted, servers):
             if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
-                victims, enough = _make_room(
-                    servers,
-                    [
-                        server
-                        for server in unwanted
-                        if needs
-                        or (model in at_once and server.model == model)
-                        or (
-                            (server.model == model or server.model not in kept)
-                            and _is_quiet(server, awaited, now_s)
-                        )
-                    ],
-                    entry,
-                    limit_bytes,
-                    awaited,
-                )
+                may_go = [
+                    server
+                    for server in unwanted
+                    if needs
+                    or (model in at_once and server.model == model)
+                    or (
+                        (server.model == model or server.model not in kept)
+                        and _is_quiet(server, awaited, now_s)
+                    )
+                ]
+                victims, enough = _make_room(servers, may_go, entry, limit_bytes, awaited)
                 if not (needs or enough or model in at_once):
                     break
                 # Less important models must not take the memory that is being freed.
@@ -251,13 +246,7 @@ def _is_kept(server: ServerInstance, kept: Mapping[str, Sequence[LaunchEstimate]
     )
 
 
-def _runs(
-    model: str,
-    drafting: Drafting,
-    servers: Iterable[ServerInstance],
-    *,
-    ready: bool = False,
-) -> bool:
+def _runs(model: str, drafting: Drafting, servers: Iterable[ServerInstance], *, ready: bool = False) -> bool:
     return any(
         server.model == model
         and server.drafting == drafting

@@ -124,16 +124,8 @@ class Supervisor:
             raise _shutting_down()
         try:
             model = await self._find(wanted.model)
-            starts = not (wanted.is_probe or self._reconciler.pool.live(model.name))
-            if starts and self._may_be_outdated() and not self._reconciler.options.registry.silent:
-                # Nobody scans while no server runs. A build that was replaced meanwhile would load the model twice. A scan of a folder that
-                # does not answer takes longer than most loads.
-                try:
-                    await self._rescanned()
-                except OverloadedError:
-                    raise
-                except Exception:  # noqa: BLE001 - logged with its traceback; the model is known
-                    _log.exception("The disk could not be scanned before %s was started.", model.name)
+            if not (wanted.is_probe or self._reconciler.pool.live(model.name)) and self._may_be_outdated():
+                await self._scan_before_start(model)
                 model = await self._find(wanted.model)
         except UnknownModelError as error:
             if wanted.embeds:  # the models that are here would not help
@@ -373,6 +365,17 @@ class Supervisor:
                 "Try again in a moment. If it stays so, check that every folder in model_dirs is mounted and readable, or remove it.",
             )
         return self._known(name)  # also if the scan takes too long: meanwhile an earlier one may have ended
+
+    async def _scan_before_start(self, model: Model) -> None:
+        """Nobody scans while no server runs: a build that was replaced meanwhile would load the model twice."""
+        if self._reconciler.options.registry.silent:
+            return  # a scan of a folder that does not answer takes longer than most loads
+        try:
+            await self._rescanned()
+        except OverloadedError:
+            raise
+        except Exception:  # noqa: BLE001 - logged with its traceback; the model is known
+            _log.exception("The disk could not be scanned before %s was started.", model.name)
 
     def _known(self, name: str) -> Model:
         registry = self._reconciler.options.registry
