@@ -366,7 +366,8 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     assert (cell.shapes.depth is None) is (kind in STATES)
     for drafting in context.space.grid():
         costs = predictor.costs(drafting)
-        tokens = np.arange(1, costs.main_ms.size + 1)
         assert costs.main_ms[0] == pytest.approx(costs.plain_ms)
-        assert (costs.main_ms <= costs.plain_ms * tokens * (1 + 1e-9)).all()
+        # No upper limit: a batch that was timed as clearly slower than single tokens counts as timed (`test_costs`).
+        assert np.isfinite(costs.main_ms).all()
+        assert (costs.main_ms >= costs.plain_ms * (1 - 1e-9)).all()
         assert drafting in predictor.predict(cell.cell.key, [drafting])
