@@ -37,11 +37,17 @@ def test_version_name(said, name):
     assert version_name(said, "0123456789abcdef") == name
 
 
-@pytest.mark.parametrize("name", ["pycore010", "pydist012", "b9093", "b11434"])
-def test_captured_versions_are_source_builds(name):
-    """All four call themselves build 0."""
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        *((name, "source-01234567") for name in ("pycore010", "pydist012", "b9093", "b11434")),
+        ("b11669", "b11669"),
+    ],
+)
+def test_captured_versions(name, build):
+    """Four call themselves build 0; Debian's package has the number, and no commit."""
     said = (HELP / f"{name}.version.txt").read_text(encoding="utf-8")
-    assert version_name(said, "0123456789abcdef") == "source-01234567"
+    assert version_name(said, "0123456789abcdef") == build
 
 
 def test_another_binary_has_another_fingerprint(tmp_path, state_dir):

@@ -24,6 +24,7 @@ WITH_MODEL = (Mode.DRAFT_MODEL, Mode.MTP, Mode.EAGLE3, Mode.DFLASH, Mode.DSPARK)
         ("pydist012", set()),
         ("b9093", set()),
         ("b11434", {(mode, Engine.PROBABILISTIC) for mode in (Mode.DRAFT_MODEL, Mode.MTP)}),
+        ("b11669", {(mode, Engine.PROBABILISTIC) for mode in (Mode.DRAFT_MODEL, Mode.MTP)}),
         ("llama-27210", {(Mode.MTP, Engine.MTP_ADAPTIVE)}),
         ("adaptive-2a9d1e4", {(mode, Engine.ADAPTIVE) for mode in WITH_MODEL}),
         ("ik-8337e4c", {(mode, Engine.AUTOTUNE) for mode in (Mode.DRAFT_MODEL, Mode.MTP, Mode.DFLASH)}),

@@ -145,8 +145,9 @@ def test_only_a_list_of_types_takes_several(era):
     """The help says so; other eras refuse with one sentence, before anything starts."""
     name, text = era
     together = replace(MODEL, beside=(SIMPLE,))
-    assert lists_types(text) is (name == "b11434")
-    if name == "b11434":
+    takes_several = name in ("b11434", "b11669")
+    assert lists_types(text) is takes_several
+    if takes_several:
         assert drafting_args(text, name, together)
         return
     with pytest.raises(UnsupportedError) as caught:
@@ -170,6 +171,7 @@ def test_mtp_has_no_file():
         ("docs-2026-03", {Mode.OFF, Mode.DRAFT_MODEL} | DRAFTLESS),
         ("b9093", {Mode.OFF, Mode.DRAFT_MODEL} | DRAFTLESS),
         ("b11434", set(Mode) - {Mode.PROMPT_LOOKUP, Mode.NGRAM_CACHE}),
+        ("b11669", set(Mode) - {Mode.PROMPT_LOOKUP, Mode.NGRAM_CACHE}),
     ],
 )
 def test_modes(name, expected):
@@ -237,6 +239,7 @@ def test_prompt_lookup_is_not_llama_servers():
         ("docs-2026-03", True),
         ("b9093", False),
         ("b11434", False),
+        ("b11669", False),
         ("ik-8337e4c", False),
     ],
 )
