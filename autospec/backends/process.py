@@ -104,7 +104,7 @@ def withheld_words(environment: Mapping[str, str]) -> str:
         return ""
     return (
         f"Not passed on to servers: {', '.join(names)}. autospec alone decides how a server drafts; "
-        "other settings of servers go behind -- or into server_args."
+        "put other settings of servers after -- or into server_args."
     )
 
 

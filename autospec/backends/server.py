@@ -268,7 +268,7 @@ class LlamaHttpServer(LaunchedServer):
         return SpeculationInactiveError(
             f"{build} does not draft although {self.drafting.label} was asked for"
             + (f" ({reason})." if reason else "."),
-            "autospec drafts --model … lists the drafts that fit."
+            "`autospec drafts --model NAME` lists the drafts that fit."
             if self.drafting.draft
             else "Choose another mode.",
         )

@@ -66,12 +66,8 @@ class Suggestion:
         """Whether it fits, and who says so, one sentence."""
         if self.here is not None:
             return f"It is on this disk. {self.here.reason}"
-        what = (
-            "Its tokenizer is said to match"
-            if self.row.mode is Mode.DRAFT_MODEL
-            else "It is said to be made for this model"
-        )
-        return f"{what} by {self.row.source} (read on {self.row.date})."
+        what = "its tokenizer matches" if self.row.mode is Mode.DRAFT_MODEL else "it is made for this model"
+        return f"According to {self.row.source} (read on {self.row.date}), {what}."
 
     @property
     def command(self) -> str:

@@ -155,7 +155,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         else "No proxy is connected."
     )
     if (child := document.get("proxy_child")) and child.get("pid") is None:
-        lines.append(f"  Its proxy does not run: {child['last_end'] or 'it is starting'}.")
+        lines.append(f"  Its proxy is not running: {child['last_end'] or 'it is starting'}.")
     if events := document.get("events"):
         lines.append("Recent events:")
         lines += [
@@ -428,7 +428,7 @@ def _tell_ended(
     left = [pid for folder in state_dirs if (pid := end_left_proxy(folder)) is not None]
     _tell(shell, service, action, changed, words, ended_proxy=left[0] if left else None)
     for pid in left:
-        shell.out(f"The proxy that a crashed daemon had left (process {pid}) is ended, too.")
+        shell.out(f"The proxy that a crashed daemon left behind (process {pid}) is ended, too.")
 
 
 @contextmanager

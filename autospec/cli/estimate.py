@@ -1,4 +1,4 @@
-"""`autospec estimate`: what drafting would need to pay, at once, before anything is measured."""
+"""`autospec estimate`: at which acceptance rate drafting would be faster, at once, before anything is measured."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _DEPTH_TOKENS = 1024
 )
 @command_options
 def command(shell: Shell, model_name: str, depth: int) -> None:
-    """Estimate what drafting would need to pay, before anything is measured.
+    """Estimate at which acceptance rate drafting would be faster, before anything is measured.
 
     Adds up the bytes that a token reads, divides them by this machine's memory bandwidth (measured for two seconds
-    on the processor, the chip's known figure for a GPU), and says which acceptance each fitting draft would need.
+    on the processor, the chip's known figure for a GPU), and says which acceptance rate each fitting draft would need.
     Starts no server. An estimate can be wrong by a factor; only `autospec tune` measures.
 
     \b

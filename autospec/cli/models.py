@@ -136,9 +136,10 @@ def _projector_lines(catalog: Catalog, settings: Settings) -> list[str]:
         elif catalog.own.projector(model, settings):
             lines.append(f"{model.name}: the proxy loads the projector {names} for images.")
         elif beside:
-            example = f'[models."{model.name}"] mmproj = "{beside[0]}"'
+            title, key = f'[models."{model.name}"]', f'mmproj = "{beside[0]}"'
             lines.append(
-                f"{model.name}: no projector is loaded; beside it: {names}. To load one, set {example} in the config."
+                f"{model.name}: no projector is loaded; beside it: {names}. To load one, write {title} into the config"
+                f" and below it {key}."
             )
     return lines
 

@@ -137,7 +137,7 @@ def energy_refusal(needed: Collection[str], meter: EnergyMeter | None = None) ->
     if "gpu" in needed and "gpu" not in told:
         return (
             "The aim energy needs the energy of every GPU here, and their driver does not report it.",
-            f"NVIDIA reports it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
+            f"NVIDIA reports it since Volta, AMD to members of the groups render and video. Add this user to these groups, {_SPEED_INSTEAD}.",
         )
     return (
         (

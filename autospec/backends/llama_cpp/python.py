@@ -160,7 +160,7 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
 
 
 def _install_hint() -> str:
-    return f"{install_line('llama-cpp')} (it compiles for some minutes)"
+    return f"{install_line('llama-cpp')} (compiling takes some minutes)"
 
 
 def _probe(state_dir: Path) -> _Package:
