@@ -314,8 +314,7 @@ class Embedded:
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
-            ready_timeout_s=settings.ready_timeout_s,
-            started=settings.started,
+            settings=settings,
             state_dir=self._state_dir,
         )
 

@@ -112,8 +112,7 @@ class LlamaCppPython:
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: (*command, "--port", str(port)),
             lambda server: server.verify(self.capabilities()),
-            ready_timeout_s=settings.ready_timeout_s,
-            started=settings.started,
+            settings=settings,
             state_dir=self._state_dir,
         )
 
