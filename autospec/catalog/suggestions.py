@@ -136,9 +136,7 @@ def _row(entry: dict[str, Any]) -> Row:
 def suggest(main: Model, found: Sequence[Candidate]) -> list[Suggestion]:
     """The public drafts for a main model: those that are not here first, heads before draft models.
 
-    Args:
-        main: The main model.
-        found: The models on this disk, judged as its drafts.
+    `found` are the models on this disk, judged as its drafts.
     """
     by_file = {_key(c.model): c for c in found if not c.own_layers}
     fitting = [
