@@ -306,7 +306,7 @@ def _read_part(
             rest.append(word)
     if mode.draft_free:
         if rest:
-            raise UsageError(f"{rest[0]!r} means nothing to {mode}.", _HINT)
+            raise UsageError(f"The mode {mode} does not know {rest[0]!r}.", _HINT)
         return {"mode": mode, **_DEFAULTS.get(mode, {}), **values}
     path = draft(mode, " ".join(rest))
     own = {} if path is None else {"draft": path}

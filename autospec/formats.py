@@ -143,7 +143,7 @@ def conditions_words(r: Recommendation) -> str:
     if r.aim is Aim.ENERGY:
         words += ", judged by energy, not by speed"
     if reasoning := _reasoning_share(r):
-        words += f", {reasoning:.0%} of the answers cut within the model's thinking"
+        words += f", {reasoning:.0%} of the answers cut while the model was thinking"
     answer = told.get("answer_tokens")
     if answer is None:
         return words
@@ -152,7 +152,7 @@ def conditions_words(r: Recommendation) -> str:
         # Live traffic tells the computed tokens of each side, and no share.
         of_prompt = of_prompt or " with as much of the prompt cached as in live traffic"
         of_prompt = f"{of_prompt} without drafting and none with it"
-    return f"{words}; composed for {answer}-token answers{of_prompt}"
+    return f"{words}; computed for {answer}-token answers{of_prompt}"
 
 
 def _reasoning_share(r: Recommendation) -> float:
@@ -248,7 +248,7 @@ def cautions_of(of_types: Iterable[Recommendation]) -> str:
 
 
 def _cautions(speakers: Sequence[tuple[str, Recommendation]]) -> str:
-    # The second clause says for which answers the ratio is composed, and differs between prompt types.
+    # The second clause says for which answers the ratio is computed, and differs between prompt types.
     measured = dict.fromkeys(conditions_words(k).partition("; ")[0] for _, k in speakers)
     sentences = [f"Measured: {words}." for words in measured if words]
     energy = any(k.aim is Aim.ENERGY for _, k in speakers)  # all have the aim that is in force

@@ -141,7 +141,7 @@ class Settings:
     stream_comments: bool = field(default=True, metadata=_key(
         "flag", "Send comments to streaming clients while their request waits for a server, so that they do not give up."))
     serve_statuses: tuple[str, ...] = field(default=("proven", "stale"), metadata=_key(
-        "statuses", "Which recommendations with verdict enable the proxy applies, by status (proven, stale, provisional, imported); for others it does not draft."))
+        "statuses", "Statuses (proven, stale, provisional, imported) of the recommendations by which the proxy drafts; with any other status it does not draft."))
     trust: str = field(default="proven", metadata=_key(
         "trust", "proven, or likely: then the proxy also drafts where the verdict is still undecided but a gain is likely, whatever serve_statuses says."))
     on_change: tuple[str, ...] = field(default=(), metadata=_key(

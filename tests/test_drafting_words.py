@@ -66,7 +66,7 @@ def test_what_is_left_out_has_a_default(text, drafting):
         ("draft-model n_max=many", "is not a number"),
         ("draft-model p_min=2", "between 0 and 1"),
         ("draft-model engine=loud", "loud"),
-        ("ngram-simple d", "means nothing"),
+        ("ngram-simple d", "does not know"),
         ("ngram-simple p_min=0.5", "has no p_min"),
         ("ngram-mod n_min=99", "above n_max"),
     ],

@@ -38,7 +38,7 @@ def test_conditions_for_traffic_have_no_cached_share():
     told = {"max_tokens": 64, "answer_tokens": 300, "cached_share": 0.0, "drafted_cached_share": 0.0}
     words = conditions_words(recommendation(evidence={"conditions": told}))
     cached = "with as much of the prompt cached as in live traffic without drafting and none with it"
-    assert words.endswith(f"; composed for 300-token answers {cached}")
+    assert words.endswith(f"; computed for 300-token answers {cached}")
 
 
 @pytest.mark.parametrize("damage", [{"temperature": "0.8"}, {"cached_share": [1]}])

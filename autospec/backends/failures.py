@@ -137,13 +137,8 @@ _RULES = (
         # The words of `common_speculative_are_compatible` since 2024. b11434 goes on without speculation after them; other
         # builds (koboldcpp) end.
         r"draft (?:model )?(?:vocab|special tokens|bos tokens|eos tokens)\b.*must (?:closely )?match"
-        r"|target and draft vocabs are not compatible",
-        "The vocabulary of the draft does not fit the main model.",
-        "`autospec drafts --model NAME` lists the drafts that fit.",
-    ),
-    _rule(
-        "vocabulary",
-        r"failed to detokenize id_last",  # b9093 translates between vocabularies, and this is how it fails
+        r"|target and draft vocabs are not compatible"
+        r"|failed to detokenize id_last",  # b9093 translates between vocabularies, and this is how it fails
         "The vocabulary of the draft does not fit the main model.",
         "`autospec drafts --model NAME` lists the drafts that fit.",
     ),

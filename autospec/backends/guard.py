@@ -37,13 +37,9 @@ _LOG_END_BYTES = 4 * 1024 * 1024
 
 
 def main(argv: list[str]) -> int:
-    """Start the command, watch it and the parent, end it when the parent has ended.
+    """Start the command, watch it and the parent, end it when the parent has ended; returns 0.
 
-    Args:
-        argv: ``--log FILE --grace SECONDS -- COMMAND…``.
-
-    Returns:
-        0; how the server ended stands in the report on stdout.
+    `argv` is ``--log FILE --grace SECONDS -- COMMAND…``. How the server ended stands in the report on stdout.
     """
     log_path, grace_s, command = argv[1], float(argv[3]), argv[5:]
     parent = os.getppid()

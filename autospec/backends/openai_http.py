@@ -419,11 +419,9 @@ class ChatClient(JsonClient):
 
     def speculative(self) -> dict[int, bool | None]:
         """The server's slots by number: True if one reports that it speculates, ``None`` if the build does not report that."""
-        slots = self.get("/slots")
-        found = [s for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []
         return {
             number: told if isinstance(told := s.get("speculative"), bool) else None
-            for s in found
+            for s in self._listed_slots()
             if isinstance(number := s.get("id"), int)
         }
 
@@ -433,8 +431,7 @@ class ChatClient(JsonClient):
         Raises:
             RequestError: It tells neither in /props nor in /slots.
         """
-        props, slots = self.get("/props"), self.get("/slots")
-        told = [s for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []
+        props, told = self.get("/props"), self._listed_slots()
         count = count_in(props.get("total_slots")) if isinstance(props, dict) else None
         count = count or len(told)
         if not count:
@@ -444,6 +441,10 @@ class ChatClient(JsonClient):
             s["id"] for s in told if s.get("speculative") is False and isinstance(s.get("id"), int)
         )
         return Slots(count, min(contexts, default=None), silent)
+
+    def _listed_slots(self) -> list[dict[str, Any]]:
+        slots = self.get("/slots")
+        return [s for s in slots if isinstance(s, dict)] if isinstance(slots, list) else []
 
     def _erase_slot(self, slot: int, model: str | None) -> None:
         # A router finds the slot's server by the model in the body.

@@ -63,11 +63,7 @@ class Weights:
 def parse_device_list(
     text: str, shares_memory: Callable[[str], bool] = is_integrated
 ) -> tuple[Device, ...] | None:
-    """Read what ``llama-server --list-devices`` prints.
-
-    Args:
-        text: Its output.
-        shares_memory: True for the name of a GPU that shares the processor's memory.
+    """Read what ``llama-server --list-devices`` prints; `shares_memory` tells by a GPU's name.
 
     Returns:
         The devices in the list's order, empty for a build without any; ``None`` if the text is no such list, or if a GPU

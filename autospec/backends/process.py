@@ -104,7 +104,7 @@ def withheld_words(environment: Mapping[str, str]) -> str:
         return ""
     return (
         f"Not passed on to servers: {', '.join(names)}. autospec alone decides how a server drafts; "
-        "other settings of servers go behind -- or into server_args."
+        "put other settings of servers after -- or into server_args."
     )
 
 
@@ -133,11 +133,7 @@ class ServerProcess:
 
     @classmethod
     def start(cls, command: Sequence[str], state_dir: Path) -> ServerProcess:
-        """Start a server under a guard.
-
-        Args:
-            command: The server's command line; the first element is the program.
-            state_dir: Where the launch's record and log go.
+        """Start a server under a guard; the launch's record and log go to `state_dir`.
 
         Raises:
             LaunchError: The program could not be started at all.

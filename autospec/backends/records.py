@@ -114,14 +114,9 @@ def prune_logs(state_dir: Path) -> None:
 
 
 def end_processes(launch_id: str, known: Iterable[ProcessRef]) -> list[int]:
-    """End every living process of one launch: SIGTERM, then SIGKILL.
+    """End every living process of one launch, by SIGTERM and then SIGKILL; returns their numbers, ascending.
 
-    Args:
-        launch_id: Finds processes by their environment that the record does not name.
-        known: Processes that the record names.
-
-    Returns:
-        Numbers of the processes that were ended, ascending.
+    `known` are the processes that the record names; others of the launch are found by their environment.
     """
     found = {process.pid: process for ref in known if (process := ref.find()) is not None}
     found |= {process.pid: process for process in psutil.process_iter() if _marked(process, launch_id)}

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -33,11 +33,20 @@ from autospec.backends.process import (
     listens,
     withheld_words,
 )
-from autospec.backends.protocol import Capabilities, Completion, Request, Server, Slots, Started, Tokens
+from autospec.backends.protocol import (
+    Capabilities,
+    Completion,
+    LaunchSettings,
+    Request,
+    Server,
+    Slots,
+    Tokens,
+)
 from autospec.backends.records import prune_logs, sweep_orphans
 from autospec.backends.token_http import HttpTokens
 from autospec.drafting import Drafting
 from autospec.errors import BackendError, LaunchError, RequestError, ServerDiedError, SpeculationInactiveError
+from autospec.hardware.identity import text_of
 
 __all__ = [
     "LOG_SEARCHED",
@@ -186,12 +195,7 @@ class LaunchedServer(ChildServer, ABC):
 class LlamaHttpServer(LaunchedServer):
     """One launch of a server that speaks llama.cpp's HTTP API.
 
-    Args:
-        process: The server's process.
-        drafting: What it was launched with.
-        port: Where it listens.
-        name: The backend's name, for error messages.
-        erases_slot: True for builds that draft only with the prompt cache, see `ChatClient`.
+    `name` is the backend's, for error messages; `erases_slot` is True for builds that draft only with the prompt cache (`ChatClient`).
 
     Attributes:
         placement: Where the main model is, once the server is verified; ``None`` where its log does not say.
@@ -268,7 +272,7 @@ class LlamaHttpServer(LaunchedServer):
         return SpeculationInactiveError(
             f"{build} does not draft although {self.drafting.label} was asked for"
             + (f" ({reason})." if reason else "."),
-            "autospec drafts --model … lists the drafts that fit."
+            "`autospec drafts --model NAME` lists the drafts that fit."
             if self.drafting.draft
             else "Choose another mode.",
         )
@@ -282,9 +286,8 @@ def start_child(
     command: Callable[[int], tuple[str, ...]],
     verify: Callable[[C], None],
     *,
-    ready_timeout_s: float,
+    settings: LaunchSettings,
     state_dir: Path,
-    started: Started | None = None,
 ) -> C:
     """Start a server, wait until it is ready, and verify it. The server is stopped if one of these fails.
 
@@ -292,9 +295,8 @@ def start_child(
         make: Makes the server from its process and port.
         command: Makes the command line for a port.
         verify: Checks that the server works, by asking it.
-        ready_timeout_s: How long loading may take.
+        settings: How long loading may take, and who is told of the process.
         state_dir: Where the launch's record and log go.
-        started: See `autospec.backends.protocol.LaunchSettings`.
 
     Raises:
         LaunchError: It did not get ready, and whatever `verify` raises.
@@ -313,9 +315,9 @@ def start_child(
         process = ServerProcess.start(command(port), state_dir)
         server = make(process, port)
         try:
-            if started is not None:
-                started(process.stop)
-            server.wait_ready(ready_timeout_s, port)
+            if settings.started is not None:
+                settings.started(process.stop)
+            server.wait_ready(settings.ready_timeout_s, port)
             verify(server)
         except _PortTakenError:
             server.stop()
@@ -369,11 +371,5 @@ def _late(state: str, timeout_s: float) -> Failure:
 
 def _out_of_memory_kills() -> int:
     """Processes that the kernel has killed for memory since boot; 0 where it does not tell."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
-    return 0
+    found = re.search(r"^oom_kill (\d+)", text_of("/proc/vmstat"), re.MULTILINE)
+    return int(found[1]) if found else 0

@@ -60,11 +60,8 @@ _FIELD_REFUSED = frozenset({400, 422})
 def streamed_body(request: Request, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The JSON of one question, in fields that every OpenAI-compatible server knows.
 
-    A greedy answer needs no seed, and mlx_lm.server does not batch a request that has one.
-
-    Args:
-        request: The question.
-        extra: Further fields, which replace others; the value ``None`` removes a field.
+    A greedy answer needs no seed, and mlx_lm.server does not batch a request that has one. The fields of `extra` replace others;
+    the value ``None`` removes a field.
     """
     body: dict[str, Any] = {
         "messages": list(request.messages),

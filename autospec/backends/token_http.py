@@ -214,10 +214,7 @@ Route = Callable[[dict[str, Any]], dict[str, Any]]
 def serve(host: str, port: int, routes: Mapping[str, Route]) -> None:
     """Answer until killed: any ``GET`` shows that the process is ready, ``POST`` asks a route.
 
-    Args:
-        host: Where to listen.
-        port: Where to listen.
-        routes: Path → function from the decoded body to the answer. The client gets what it raises as an error.
+    A route is a function from the decoded body to the answer. The client gets what it raises as an error.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -259,9 +256,7 @@ def reading_routes(
 ) -> dict[str, Route]:
     """The routes ``/score`` and ``/propose`` of one model.
 
-    Args:
-        evaluate: The most likely token after ``ids[first]`` and each later one of ``ids``.
-        ends: True for a token that ends a text.
+    `evaluate` gives the most likely token after ``ids[first]`` and each later one of ``ids``; `ends` tells whether a token ends a text.
     """
 
     def score(asked: dict[str, Any]) -> dict[str, Any]:

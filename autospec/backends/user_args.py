@@ -94,11 +94,7 @@ def args_of_draft(args: Sequence[str]) -> tuple[str, ...]:
 
 
 def refuse_owned(name: str, option: Option | None = None) -> None:
-    """Refuse an argument that autospec sets itself, or that drafts.
-
-    Args:
-        name: The spelling that the user typed.
-        option: The build's option with this spelling, or ``None`` if its help has none.
+    """Refuse an argument that autospec sets itself, or that drafts; `option` is the build's, if its help has one.
 
     Raises:
         UsageError: It is refused; the message says why.
@@ -122,14 +118,7 @@ def options_of(program: str, args: Sequence[str]) -> Iterator[tuple[str, tuple[s
 
 
 def check_count(program: str, flag: str, values: Sequence[str], wanted: int, described: str = "") -> None:
-    """Refuse an option with too few or too many words after it.
-
-    Args:
-        program: The server's name, for error messages.
-        flag: The option as typed.
-        values: The words after it.
-        wanted: How many belong to it.
-        described: The values in the words of the help, or empty.
+    """Refuse an option with another number of words after it than wanted; `described` is what the help says of them.
 
     Raises:
         UsageError: There are more or fewer.
@@ -145,16 +134,7 @@ def _stray(program: str, word: str) -> UsageError:
 
 
 def check(text: HelpText, build: str, args: Sequence[str], *, serving: bool = False) -> tuple[Option, ...]:
-    """Check the user's arguments before anything starts.
-
-    Args:
-        text: The build's help.
-        build: The build's name, for error messages.
-        args: Arguments as typed.
-        serving: True for a launch that serves users.
-
-    Returns:
-        The options that were given, in order.
+    """Check the user's arguments before anything starts, and return the options that were given, in order.
 
     Raises:
         UsageError: One of them is refused, its value is missing, or it is not an option.

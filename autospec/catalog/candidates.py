@@ -14,8 +14,18 @@ from autospec.catalog.vocabulary import bos_eos_note, vocabulary_mismatch
 from autospec.drafting import Mode
 from autospec.errors import ModelFileError
 from autospec.formats import gigabytes
+from autospec.hardware import identify
+from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 
-__all__ = ["MAX_RELATIVE_COST", "Candidate", "candidates", "count_fits", "format_mismatch", "undraftable"]
+__all__ = [
+    "MAX_RELATIVE_COST",
+    "Candidate",
+    "candidates",
+    "candidates_here",
+    "count_fits",
+    "format_mismatch",
+    "undraftable",
+]
 
 # Decoding is bound by memory, so a model's cost per token is the bytes of weights that it reads. With the draft's relative
 # cost r and the acceptance rate a, one proposal per cycle gives (1 + a) / (1 + r) times the speed if verifying is free, and
@@ -136,6 +146,18 @@ def candidates(
             )
         )
     return _ranked(main, found)
+
+
+def candidates_here(main: Model, models: Iterable[Model], context_tokens: int) -> list[Candidate]:
+    """`candidates` with the memory of this machine."""
+    here = identify()
+    return candidates(
+        main,
+        models,
+        memory_bytes=model_memory_bytes(here),
+        gpu_limit_bytes=shared_limit_bytes(here),
+        context_tokens=context_tokens,
+    )
 
 
 def undraftable(main: Model) -> str:

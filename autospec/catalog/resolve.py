@@ -140,13 +140,7 @@ class OwnSettings:
         return (*section.server_args, *context, *projector, *adapters)
 
     def args(self, model: Model, settings: Settings, extra: Sequence[str] = ()) -> tuple[str, ...]:
-        """The user's server arguments for every launch of a model: part of its cells.
-
-        Args:
-            model: The model.
-            settings: Whose ``server_args`` come first.
-            extra: Arguments of the command line, which come last.
-        """
+        """The user's server arguments for every launch of a model, part of its cells: the settings', the section's, then `extra`."""
         own = self.own_args(model)
         common = settings.server_args
         if names_context(own) and names_context(common):

@@ -166,6 +166,16 @@ class Catalog:
                 return choose(self.models, name)
         return self._at(path)
 
+    def find_main(self, name: str) -> Model:
+        """`find` for a main model; raises `ModelChoiceError` for a draft head, too."""
+        found = self.find(name)
+        if found.head is not None:
+            raise ModelChoiceError(
+                f"{found.name} is a draft head ({found.draft_kind}), not a main model.",
+                "Name the model that it drafts for.",
+            )
+        return found
+
     def _named(self, name: str, path: Path) -> Model:
         if name.startswith(("/", "./", "../", "~")) or (os.sep in name and path.suffix.lower() == ".gguf"):
             raise ModelChoiceError(f"There is no model file {path}.", "`autospec models` lists the models.")

@@ -66,12 +66,8 @@ class Suggestion:
         """Whether it fits, and who says so, one sentence."""
         if self.here is not None:
             return f"It is on this disk. {self.here.reason}"
-        what = (
-            "Its tokenizer is said to match"
-            if self.row.mode is Mode.DRAFT_MODEL
-            else "It is said to be made for this model"
-        )
-        return f"{what} by {self.row.source} (read on {self.row.date})."
+        what = "its tokenizer matches" if self.row.mode is Mode.DRAFT_MODEL else "it is made for this model"
+        return f"According to {self.row.source} (read on {self.row.date}), {what}."
 
     @property
     def command(self) -> str:
@@ -140,9 +136,7 @@ def _row(entry: dict[str, Any]) -> Row:
 def suggest(main: Model, found: Sequence[Candidate]) -> list[Suggestion]:
     """The public drafts for a main model: those that are not here first, heads before draft models.
 
-    Args:
-        main: The main model.
-        found: The models on this disk, judged as its drafts.
+    `found` are the models on this disk, judged as its drafts.
     """
     by_file = {_key(c.model): c for c in found if not c.own_layers}
     fitting = [

@@ -25,10 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("autospec.cli.doctor", "Check what is here, what is missing, and how to fix it."),
     "models": ("autospec.cli.models", "List the main models on this disk."),
     "drafts": ("autospec.cli.models", "Show which draft models fit a main model, and why others do not."),
-    "estimate": (
-        "autospec.cli.estimate",
-        "Estimate what drafting would need to pay, without measuring it.",
-    ),
+    "estimate": ("autospec.cli.estimate", "Estimate what would make drafting faster, without measuring it."),
     "tune": ("autospec.cli.tune", "Measure where speculative decoding pays."),
     "recommend": ("autospec.cli.recommend", "Print the recommended configuration."),
     "explain": ("autospec.cli.report", "Explain a recommendation in words and numbers."),

@@ -68,7 +68,7 @@ __all__ = ["command"]
     "--runs", type=click.IntRange(min=1), default=3, show_default=True, help="Runs with each configuration."
 )
 @server_options
-@server_args("args")
+@server_args
 @command_options
 def command(
     shell: Shell,
@@ -118,7 +118,7 @@ def command(
     server = backend_for(settings.backend or None, settings, main)
     abilities = server.capabilities()
     launch = LaunchSettings(args=catalog.own.args(main, settings, args))
-    best = partial(_best_draft, catalog, main, here, context) if named is None else lambda _mode=None: named
+    best = partial(_best_draft, catalog, main, context) if named is None else lambda _mode=None: named
     draftings, notes = [OFF], abilities.notes
     if isinstance(server, Attached) and abilities.measures_only:
         if texts:
@@ -144,15 +144,7 @@ def command(
         shell.say(f"run {number + 1} of {runs}: {drafting.label}")
 
     with machine_lock(f"bench {main.name}"), kept_awake():
-        measured = measure_runs(
-            server,
-            str(main.path),
-            draftings,
-            request,
-            launch,
-            runs=runs,
-            on_start=tell,
-        )
+        measured = measure_runs(server, str(main.path), draftings, request, launch, runs=runs, on_start=tell)
     groups = group_runs(
         measured,
         backend=server.name,
@@ -216,21 +208,12 @@ def _draft_of(
     return str((model or _no_draft(main)).path)
 
 
-def _best_draft(
-    catalog: Catalog, main: Model, here: Hardware, context_tokens: int, mode: Mode | None = None
-) -> Model | None:
+def _best_draft(catalog: Catalog, main: Model, context_tokens: int, mode: Mode | None = None) -> Model | None:
     """The best draft model that fits; for another `mode`, the best head of that kind."""
-    from autospec.catalog.candidates import candidates
+    from autospec.catalog.candidates import candidates_here
     from autospec.drafting import Mode
-    from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 
-    found = candidates(
-        main,
-        catalog.models,
-        memory_bytes=model_memory_bytes(here),
-        gpu_limit_bytes=shared_limit_bytes(here),
-        context_tokens=context_tokens,
-    )
+    found = candidates_here(main, catalog.models, context_tokens)
     return next((c.model for c in found if c.fits and c.mode is (mode or Mode.DRAFT_MODEL)), None)
 
 

@@ -12,7 +12,6 @@ from autospec.cli.shell import Shell, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from autospec.daemon.policy import RunDecision
     from autospec.daemon.probes import ClientActivity
@@ -155,7 +154,7 @@ def status_lines(document: dict[str, Any]) -> list[str]:
         else "No proxy is connected."
     )
     if (child := document.get("proxy_child")) and child.get("pid") is None:
-        lines.append(f"  Its proxy does not run: {child['last_end'] or 'it is starting'}.")
+        lines.append(f"  Its proxy is not running: {child['last_end'] or 'it is starting'}.")
     if events := document.get("events"):
         lines.append("Recent events:")
         lines += [
@@ -174,9 +173,7 @@ def _prompts(item: dict[str, Any]) -> str:
 def glance(settings: Settings, other_load: float | None) -> RunDecision:
     """For `autospec doctor`: read every signal once, and judge whether a daemon would measure now.
 
-    Args:
-        settings: The user's.
-        other_load: Cores that other programs use; measuring it takes time that the caller has spent.
+    `other_load`: cores that other programs use; the caller has spent the time to measure it.
     """
     from contextlib import closing
     from dataclasses import replace
@@ -261,10 +258,8 @@ def install(shell: Shell, *, dry_run: bool) -> None:
 @command_options
 def uninstall(shell: Shell) -> None:
     """Stop the service and remove its file and its log. Recommendations, studies and settings stay."""
-    service = _service(shell)
     words = "The service is removed.", "The service was not installed."
-    folders = _state_dirs(shell, service)
-    _tell_ended(shell, service, "uninstall", service.uninstall(), words, state_dirs=folders)
+    _end(shell, "uninstall", lambda service: service.uninstall(), words)
 
 
 @service_command.command()
@@ -281,10 +276,8 @@ def start(shell: Shell) -> None:
 @command_options
 def stop(shell: Shell) -> None:
     """Stop the service until the next start or login."""
-    service = _service(shell)
     words = "The service is stopped.", "The service was not running."
-    folders = _state_dirs(shell, service)
-    _tell_ended(shell, service, "stop", service.stop(), words, state_dirs=folders)
+    _end(shell, "stop", lambda service: service.stop(), words)
 
 
 @service_command.command()
@@ -407,28 +400,18 @@ def _tell(
     shell.out(done if changed else nothing)
 
 
-def _state_dirs(shell: Shell, service: Service) -> tuple[Path, ...]:
-    """The state folders of this shell and of the installed service, which another shell may have installed."""
-    installed = service.state_dir()
-    return tuple(dict.fromkeys([shell.settings.state_dir, *([installed] if installed else [])]))
-
-
-def _tell_ended(
-    shell: Shell,
-    service: Service,
-    action: str,
-    changed: bool,
-    words: tuple[str, str],
-    *,
-    state_dirs: tuple[Path, ...],
-) -> None:
-    """Tell that it has ended, and end the proxy of a daemon that had crashed: no supervisor knows of it."""
+def _end(shell: Shell, action: str, end: Callable[[Service], bool], words: tuple[str, str]) -> None:
+    """End the service, and the proxy of a daemon that had crashed: no supervisor knows of it."""
     from autospec.daemon.children import end_left_proxy
 
-    left = [pid for folder in state_dirs if (pid := end_left_proxy(folder)) is not None]
+    service = _service(shell)
+    # Another shell, with another state folder, may have installed it.
+    folders = dict.fromkeys([shell.settings.state_dir, service.state_dir()])
+    changed = end(service)
+    left = [pid for folder in folders if folder and (pid := end_left_proxy(folder)) is not None]
     _tell(shell, service, action, changed, words, ended_proxy=left[0] if left else None)
     for pid in left:
-        shell.out(f"The proxy that a crashed daemon had left (process {pid}) is ended, too.")
+        shell.out(f"The proxy that a crashed daemon left behind (process {pid}) is ended, too.")
 
 
 @contextmanager

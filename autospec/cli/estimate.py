@@ -1,4 +1,4 @@
-"""`autospec estimate`: what drafting would need to pay, at once, before anything is measured."""
+"""`autospec estimate`: at which acceptance rate drafting would be faster, at once, before anything is measured."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _DEPTH_TOKENS = 1024
 )
 @command_options
 def command(shell: Shell, model_name: str, depth: int) -> None:
-    """Estimate what drafting would need to pay, before anything is measured.
+    """Estimate at which acceptance rate drafting would be faster, before anything is measured.
 
     Adds up the bytes that a token reads, divides them by this machine's memory bandwidth (measured for two seconds
-    on the processor, the chip's known figure for a GPU), and says which acceptance each fitting draft would need.
+    on the processor, the chip's known figure for a GPU), and says which acceptance rate each fitting draft would need.
     Starts no server. An estimate can be wrong by a factor; only `autospec tune` measures.
 
     \b
@@ -51,19 +51,10 @@ def command(shell: Shell, model_name: str, depth: int) -> None:
     """  # noqa: D301 - click needs the backspace itself
     from autospec.catalog.scan import scan
     from autospec.cli.models import nothing_found
-    from autospec.errors import ModelChoiceError
     from autospec.hardware import identify
 
     catalog = scan(shell.settings, beside=[model_name] if model_name else [])
-    if model_name:
-        models = [catalog.find(model_name)]
-        if models[0].head is not None:
-            raise ModelChoiceError(
-                f"{models[0].name} is a draft head ({models[0].draft_kind}), not a main model.",
-                "Name the model that it drafts for.",
-            )
-    else:
-        models = [m for m in catalog.models if m.head is None]
+    models = [catalog.find_main(model_name)] if model_name else [m for m in catalog.models if m.head is None]
     speeds = _Speeds(shell, catalog, identify())
     found = [(m, *_one(shell, catalog, m, speeds, depth)) for m in models]
     if shell.json:
@@ -133,22 +124,14 @@ def _one(
     shell: Shell, catalog: Catalog, main: Model, speeds: _Speeds, depth: int
 ) -> tuple[Speeds | None, Estimated | str]:
     """The figures and the estimate of one model, or why there is none."""
-    from autospec.catalog.candidates import candidates
+    from autospec.catalog.candidates import candidates_here
     from autospec.errors import ModelFileError
-    from autospec.hardware import identify
-    from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
     from autospec.predict.estimate import estimate_here
 
     figures = speeds.of(main)
     if isinstance(figures, str):
         return None, figures
-    found = candidates(
-        main,
-        catalog.models,
-        memory_bytes=model_memory_bytes(identify()),
-        gpu_limit_bytes=shared_limit_bytes(identify()),
-        context_tokens=catalog.own.launch_context(main, shell.settings),
-    )
+    found = candidates_here(main, catalog.models, catalog.own.launch_context(main, shell.settings))
     try:
         fitting = [c for c in found if c.fits]
         return figures, estimate_here(main, fitting, figures, depth, free=main.format == "gguf")

@@ -136,9 +136,10 @@ def _projector_lines(catalog: Catalog, settings: Settings) -> list[str]:
         elif catalog.own.projector(model, settings):
             lines.append(f"{model.name}: the proxy loads the projector {names} for images.")
         elif beside:
-            example = f'[models."{model.name}"] mmproj = "{beside[0]}"'
+            title, key = f'[models."{model.name}"]', f'mmproj = "{beside[0]}"'
             lines.append(
-                f"{model.name}: no projector is loaded; beside it: {names}. To load one, set {example} in the config."
+                f"{model.name}: no projector is loaded; beside it: {names}. To load one, write {title} into the config"
+                f" and below it {key}."
             )
     return lines
 
@@ -332,27 +333,13 @@ def drafts_command(shell: Shell, model_name: str, *, suggests: bool, context: in
       autospec drafts --model ~/models/big.gguf --context 32768
       autospec drafts --model qwen3-32b --suggest
     """  # noqa: D301 - click needs the backspace itself
-    from autospec.catalog.candidates import candidates
+    from autospec.catalog.candidates import candidates_here
     from autospec.catalog.scan import scan
-    from autospec.errors import ModelChoiceError
-    from autospec.hardware import identify
-    from autospec.hardware.gpu import model_memory_bytes, shared_limit_bytes
 
     catalog = scan(shell.settings, beside=[model_name])
-    main = catalog.find(model_name)
-    if main.head is not None:
-        raise ModelChoiceError(
-            f"{main.name} is a draft head ({main.draft_kind}), not a main model.",
-            "Name the model that it drafts for.",
-        )
+    main = catalog.find_main(model_name)
     context = context or catalog.own.launch_context(main, shell.settings)
-    found = candidates(
-        main,
-        catalog.models,
-        memory_bytes=model_memory_bytes(identify()),
-        gpu_limit_bytes=shared_limit_bytes(identify()),
-        context_tokens=context,
-    )
+    found = candidates_here(main, catalog.models, context)
     if suggests:
         _suggest(shell, main, found, catalog.warnings)
         return

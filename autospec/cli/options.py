@@ -124,14 +124,14 @@ def server_options(function: Any) -> Any:
     return click.option("--backend", metavar="B", help=backend)(function)
 
 
-def server_args(name: str) -> Callable[[Any], Any]:
+def server_args(function: Any) -> Any:
     """The arguments for every server, after ``--``. Words before the first option of theirs are refused.
 
     An option of the command that such a word may be meant for is suggested.
     """
     return click.argument(
-        name, nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]", callback=_refuse_words
-    )
+        "args", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVER ARGS…]", callback=_refuse_words
+    )(function)
 
 
 def _refuse_words(

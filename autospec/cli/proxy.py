@@ -37,7 +37,7 @@ __all__ = ["command"]
     help="Backend; `autospec doctor` lists them. [default: an installed one that runs the model]",
 )
 @click.option("--log-prompts", is_flag=True, help="Write prompts into the log (with -v).")
-@server_args("args")
+@server_args
 @command_options
 def command(
     shell: Shell,

@@ -85,10 +85,7 @@ class Report:
 def explain(error: BaseException, *, verbose: bool, log_dir: Path | None) -> Report:
     """Report an error in one plain sentence, with what to do next.
 
-    Args:
-        error: What was raised.
-        verbose: True to print the traceback of a bug.
-        log_dir: Where to keep that traceback; the folder for temporary files if unknown.
+    The traceback of a bug is kept in `log_dir`, or in the folder for temporary files; `verbose` prints it, too.
     """
     match error:
         case OutputClosed():

@@ -61,7 +61,7 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command()
 @model_option(required=False)
 @server_options
 @click.option(
@@ -124,7 +124,7 @@ def interruptible() -> Iterator[None]:
     help="What drafting must improve: speed, or energy (only if you may read the machine's energy counters). [default: the setting aim]",
 )
 @click.option("--again", is_flag=True, help="Measure again even if the result is proven.")
-@server_args("args")
+@server_args
 @command_options
 def command(shell: Shell, /, model: str, **options: Any) -> int | None:
     """Measure where speculative decoding pays, and write recommendations.
@@ -169,9 +169,8 @@ def command(shell: Shell, /, model: str, **options: Any) -> int | None:
         warn=shell.warn,
     )
     hardware = identify()
-    if (
-        shell.settings.sources.get("aim") != "flag"
-    ):  # what a person types is refused by the tune where it cannot be pursued
+    # Where the machine cannot pursue what a person types, the tune refuses it.
+    if shell.settings.sources.get("aim") != "flag":
         aim, note = aim_in_force(request.aim, hardware)
         request = replace(request, aim=aim)
         if note:

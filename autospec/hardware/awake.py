@@ -28,13 +28,7 @@ _END_WITHIN_S = 2.0
 def awake_command(
     platform: str, pid: int, which: Callable[[str], str | None] = shutil.which
 ) -> tuple[str, ...]:
-    """The program that keeps the system awake while it runs; empty if this system has none.
-
-    Args:
-        platform: As in `sys.platform`.
-        pid: The process that measures; caffeinate ends with it.
-        which: Finds a program on PATH.
-    """
+    """The program that keeps the system awake while it runs; empty if this system has none. `pid` is the process that measures."""
     if platform == "darwin" and which(_CAFFEINATE):
         # -i: no idle sleep; -m: no sleep of the disks; -w: until that process ends.
         return _CAFFEINATE, "-i", "-m", "-w", str(pid)

@@ -200,7 +200,7 @@ def measure(
         source="measured",
         words=(
             f"Measured here on {cores} core{'' if cores == 1 else 's'}: memory is read at {bandwidth / 1e9:.1f} GB/s, and matrices"
-            f" are multiplied at {flops / 1e9:.0f} GFLOPS; llama.cpp is taken to reach {_CPU_BANDWIDTH:.0%} and {_CPU_COMPUTE:.0%}."
+            f" are multiplied at {flops / 1e9:.0f} GFLOPS; llama.cpp is assumed to reach {_CPU_BANDWIDTH:.0%} and {_CPU_COMPUTE:.0%} of that."
         ),
     )
 

@@ -120,12 +120,7 @@ _SPEED_INSTEAD = "or use the aim speed (`--aim speed`, or `aim` in the config)"
 
 
 def energy_refusal(needed: Collection[str], meter: EnergyMeter | None = None) -> tuple[str, str] | None:
-    """Why the energy of what computes cannot be read here, and what to do; ``None`` if it can.
-
-    Args:
-        needed: The parts that compute: ``cpu``, ``gpu``.
-        meter: Reads the counters; by default those of this machine.
-    """
+    """Why the energy of the parts that compute (``cpu``, ``gpu``) cannot be read here, and what to do; ``None`` if it can."""
     told = (EnergyMeter(GpuWatch().energy_j) if meter is None else meter).parts
     if told >= frozenset(needed):
         return None
@@ -137,7 +132,7 @@ def energy_refusal(needed: Collection[str], meter: EnergyMeter | None = None) ->
     if "gpu" in needed and "gpu" not in told:
         return (
             "The aim energy needs the energy of every GPU here, and their driver does not report it.",
-            f"NVIDIA reports it from Volta on, AMD to members of the groups render and video; give that right, {_SPEED_INSTEAD}.",
+            f"NVIDIA reports it since Volta, AMD to members of the groups render and video. Add this user to these groups, {_SPEED_INSTEAD}.",
         )
     return (
         (

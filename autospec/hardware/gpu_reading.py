@@ -115,14 +115,10 @@ class GpuUse:
 def computing_on(
     listed: Sequence[Mapping[int, int | None] | None], own_pids: frozenset[int], worked: Collection[int] = ()
 ) -> list[int]:
-    """The numbers of the GPUs on which our processes compute, by each GPU's processes; empty if unknown.
+    """The numbers of the GPUs on which our processes compute, by each GPU's processes and their memory; empty if unknown.
 
     A GPU that a process has only opened does not count, unless it is so on all of them: then the model may be as small.
-
-    Args:
-        listed: Memory by pid of each GPU.
-        own_pids: Our processes.
-        worked: GPUs that the driver saw ours work on.
+    `worked` are GPUs that the driver saw ours work on.
     """
     ours = {
         number: [held for pid, held in processes.items() if pid in own_pids]

@@ -268,11 +268,10 @@ def host_digest() -> str:
 
     Linux: /etc/machine-id. macOS: IOPlatformUUID. Otherwise the network card's address.
     """
-    found = (
-        parse_platform_uuid(output_of("ioreg", "-rd1", "-c", "IOPlatformExpertDevice"))
-        if sys.platform == "darwin"
-        else _machine_id()
-    )
+    if sys.platform == "darwin":
+        found = parse_platform_uuid(output_of("ioreg", "-rd1", "-c", "IOPlatformExpertDevice"))
+    else:
+        found = text_of("/etc/machine-id").strip() or text_of("/var/lib/dbus/machine-id").strip()
     return hashlib.sha256(_SALT + (found or f"{uuid.getnode():012x}").encode()).hexdigest()[:12]
 
 
@@ -280,16 +279,6 @@ def parse_platform_uuid(text: str) -> str:
     """The UUID in the output of ``ioreg -rd1 -c IOPlatformExpertDevice``; empty if missing."""
     found = re.search(r'"IOPlatformUUID" = "([0-9A-F-]+)"', text)
     return found[1] if found else ""
-
-
-def _machine_id() -> str:
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        try:
-            if text := Path(path).read_text("ascii").strip():
-                return text
-        except (OSError, UnicodeDecodeError):
-            continue
-    return ""
 
 
 # Weights by influence on a model's speed: accelerator, processor, memory. The operating system decides which backends exist.

@@ -265,14 +265,7 @@ def _process_time(pid: int) -> ProcessTime | None:
 
 def _linux_swap_ins() -> int:
     found = re.search(r"^pswpin (\d+)", text_of("/proc/vmstat"), re.MULTILINE)
-    return int(found[1]) * _page_bytes() if found else 0
-
-
-@functools.cache
-def _page_bytes() -> int:
-    import resource  # noqa: PLC0415 - not on every system
-
-    return resource.getpagesize()
+    return int(found[1]) * os.sysconf("SC_PAGE_SIZE") if found else 0
 
 
 def _linux_throttles() -> int | None:

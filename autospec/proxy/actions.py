@@ -92,7 +92,7 @@ class Actions:
         said = (
             f"{name} is being unloaded. Its next request starts it again."
             if servers
-            else f"{name} does not run."
+            else f"{name} is not running."
         )
         return {"model": name, "servers": servers, "said": said}
 

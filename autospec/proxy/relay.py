@@ -434,7 +434,7 @@ class _Passage:
         self._complete = True
         told = error_event(received, shape_of(self._request.path))
         if told is None:
-            message = f"The server of {self._lease.model} answered {answer.status} and no stream."
+            message = f"The server of {self._lease.model} answered {answer.status} without a stream."
             raise Refused(ProxyProblem(502, message, "backend_failed"))
         return await self._waiting.fail(told)
 

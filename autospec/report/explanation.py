@@ -280,7 +280,7 @@ def _lossless(r: Recommendation, pairs: Sequence[Pair], figures: dict[str, Any])
     told = r.evidence.get(CONDITIONS)
     sampled = isinstance(told, Mapping) and told.get("temperature", 0.0) > 0
     why = (
-        "they were sampled, and drafting may draw in another order."
+        "they were sampled, and drafting may draw its random numbers in another order."
         if sampled
         else "verifying in batches rounds differently, which can change a greedy choice between nearly equal tokens."
     )

@@ -187,11 +187,7 @@ def llama_swap_text(
     """A YAML file for llama-swap: a model with its command for each model and prompt type.
 
     Strings are written as JSON, which is YAML. llama-swap splits ``cmd`` like a POSIX shell and replaces ``${PORT}``.
-
-    Args:
-        recommendations: What to write.
-        program: The server if a recommendation's own was not recorded.
-        aliases: More names of each model.
+    `program` is the server where a recommendation's own was not recorded.
     """
 
     def entry(name: str, r: Recommendation, more_names: Sequence[str]) -> list[str]:
@@ -214,12 +210,9 @@ def llama_swap_text(
 
 
 def mlx_command(recommendations: Sequence[Recommendation]) -> tuple[str, ...]:
-    """The command line of one ``mlx_lm.server`` that all recommendations for MLX agree on.
+    """The command line of one ``mlx_lm.server`` that all recommendations for MLX agree on; those for other backends are ignored.
 
     It has one draft model for all requests; clients may still send ``num_draft_tokens`` with each.
-
-    Args:
-        recommendations: Those for other backends are ignored.
 
     Raises:
         UsageError: They are for several models, or disagree.
@@ -405,12 +398,7 @@ _END = re.compile(rf"\s*{re.escape(END)}\s*")
 
 
 def update_file(path: Path, rendered: Rendered, form: str) -> bool:
-    """Write the file, or autospec's part of it, atomically.
-
-    Args:
-        path: The file; it need not exist.
-        rendered: What to write.
-        form: ``preset`` or ``llama-swap``.
+    """Write the file, or autospec's part of it, atomically; `form` is ``preset`` or ``llama-swap``.
 
     Returns:
         False if the file was up to date.

@@ -192,7 +192,7 @@ def _aims(shown: Sequence[Recommendation]) -> list[Text]:
     return [
         Text.assemble(
             ("aim", "dim"),
-            ": energy; the verdicts compare joules, the speeds and gains above are not what decided",
+            ": energy; the verdicts compare joules, not the speeds and gains above",
         )
     ]
 
@@ -411,7 +411,7 @@ class RatioBars:
         """What the signs mean, as one line."""
         signs = self._signs
         least = " or ".join(f"+{100.0 * t:g} %" for t in sorted(self.thresholds))
-        return f"gain: {signs['measured']} measured, {signs['interval']} interval, {signs['mark']} {least}, the least that enables"
+        return f"gain: {signs['measured']} measured, {signs['interval']} interval, {signs['mark']} {least}, the threshold to enable"
 
     @property
     def _signs(self) -> dict[str, str]:

@@ -199,14 +199,7 @@ class Notifier:
 
 
 def notifier_from(environ: Mapping[str, str] | None = None, pid: int | None = None) -> Notifier:
-    """The notifier that the environment asks for.
-
-    Processes that the daemon starts must not inherit ``NOTIFY_SOCKET``.
-
-    Args:
-        environ: The environment; by default that of the process.
-        pid: Of this process; ``WATCHDOG_PID`` names the process to watch.
-    """
+    """The notifier that the environment asks for. Processes that the daemon starts must not inherit ``NOTIFY_SOCKET``."""
     environ = os.environ if environ is None else environ
     address = environ.get("NOTIFY_SOCKET", "")
     # "@" is the zero byte of an abstract name. vsock:… is for virtual machines.
@@ -237,13 +230,7 @@ def run_hook(
     """Run the hook to its end, without a shell and in its own session; return a sentence for the log.
 
     Blocking; an event loop calls it in a thread. A hook that runs too long is killed with its children. Nothing is raised, because
-    a broken hook must not stop the daemon. What it prints is dropped.
-
-    Args:
-        command: The words of ``on_change``; at least one.
-        document: From `changes_document`.
-        timeout_s: Longest run.
-        environ: Its environment; by default that of the process.
+    a broken hook must not stop the daemon. What it prints is dropped. `document` is of `changes_document`.
     """
     environ = os.environ if environ is None else environ
     try:

@@ -336,9 +336,8 @@ def _state(state: str, last: str) -> ServiceState:
     # "running"; "not running"; "spawn scheduled" while launchd waits for ThrottleInterval.
     if state == "running":
         return ServiceState.RUNNING
-    if (
-        state == "xpcproxy"
-    ):  # launchd's helper is turning into the program: how the last one ended says nothing of this one
+    # launchd's helper is turning into the program: how the last one ended says nothing of this one.
+    if state == "xpcproxy":
         return ServiceState.STARTING
     if last and not re.match(r"0\b", last):
         return ServiceState.FAILED

@@ -23,10 +23,6 @@ _RECONNECT_S = 2.0
 class ProxyLink:
     """Counts requests and launches in flight and tells the daemon when there are some and when there are none.
 
-    Args:
-        state_dir: The state folder of the settings; daemon and proxy share it.
-        reconnect_s: How often to look for a daemon.
-
     Attributes:
         daemon: The daemon's last message about itself, e.g. ``{"event": "tuning", "what": …}``; empty without a daemon.
     """

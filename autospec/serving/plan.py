@@ -331,7 +331,9 @@ def _explain(
             worth = f"{worth}; not measured yet, so served without drafting: {unknown}"
     beyond = forecast.beyond_share
     if beyond > _WORTH_SAYING:
-        where = "go to off" if any(entry.drafting.is_off for entry in chosen) else "stay"
+        where = (
+            "go to the server without drafting" if any(entry.drafting.is_off for entry in chosen) else "stay"
+        )
         if forecast.demand.per_request:
             where = "are served without drafting"
         worth = f"{worth}; requests beyond the measured limits ({beyond:.0%} of the time) {where}"

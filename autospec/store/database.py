@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -51,6 +51,8 @@ __all__ = [
     "read_url",
 ]
 
+_Value = TypeVar("_Value")
+
 # Several processes share the file. A writer may wait for another's short transaction, never for a measurement.
 _SQLITE_BUSY_TIMEOUT_S = 30.0
 # For each address of a PostgreSQL; libpq waits for ever, psycopg for two minutes.
@@ -90,9 +92,10 @@ class Store:
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Store one measurement."""
-        row = measurement.to_json() | {"draft_id": self.drafts.identity(measurement.compared) or None}
-        with plain_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(sa.insert(MEASUREMENTS), [row])
+        self._insert(
+            MEASUREMENTS,
+            measurement.to_json() | {"draft_id": self.drafts.identity(measurement.compared) or None},
+        )
 
     def measurements(
         self,
@@ -109,9 +112,7 @@ class Store:
             query = query.where(table.c.protocol == protocol)
         if phase is not None:
             query = query.where(table.c.phase == str(phase))
-        with plain_errors(self._engine), self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(table.c.id)).mappings().all()
-        found = understood(((row["id"], row) for row in rows), _measurement, self._unread, "measurement")
+        found = self._understood(query.order_by(table.c.id), _measurement, "measurement")
         return [m for stored, identity in found if (m := self._today(stored, identity)) is not None]
 
     def _today(self, measurement: Measurement, identity: str) -> Measurement | None:
@@ -125,8 +126,7 @@ class Store:
     def add_survey(self, cell_key: str, protocol: str, kind: str, name: str, data: dict[str, Any]) -> None:
         """Store one input of prediction; readers see the newest of each name."""
         row = {"cell_key": cell_key, "protocol": protocol, "kind": kind, "name": name, "data": data}
-        with plain_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(sa.insert(SURVEYS), [row])
+        self._insert(SURVEYS, row)
 
     def surveys(self, cell_key: str, protocol: str, kind: str) -> dict[str, dict[str, Any]]:
         """Return name → data of all surveys of one kind of a cell, in the order they were first stored."""
@@ -136,10 +136,8 @@ class Store:
             .where(table.c.cell_key == cell_key, table.c.protocol == protocol, table.c.kind == kind)
             .order_by(table.c.id)
         )
-        with plain_errors(self._engine), self._engine.connect() as connection:
-            found = connection.execute(query).all()
         # A damaged survey counts as missing: it can be measured again.
-        return {row.name: row.data for row in found if isinstance(row.data, dict)}
+        return {row["name"]: row["data"] for row in self._rows(query) if isinstance(row["data"], dict)}
 
     def forget_surveys(self, cell_key: str) -> None:
         """Delete the surveys of a cell, recorded answers included."""
@@ -153,14 +151,9 @@ class Store:
         key, prompt_type = cell.key if isinstance(cell, Cell) else cell, recommendation.prompt_type
         row = _answer_row(key, recommendation, hardware)
         row["prompt_type"] = None if prompt_type is None else str(prompt_type)
-        with plain_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(sa.insert(RECOMMENDATIONS), [row])
+        self._insert(RECOMMENDATIONS, row)
 
-    def recommendations(
-        self,
-        *,
-        cell_keys: Sequence[str] | None = None,
-    ) -> list[StoredRecommendation]:
+    def recommendations(self, *, cell_keys: Sequence[str] | None = None) -> list[StoredRecommendation]:
         """Return the newest recommendation of every cell, or of these, in the order they were made."""
         table = RECOMMENDATIONS
         query = sa.select(table).where(table.c.id.in_(sa.text(NEWEST_RECOMMENDATIONS)))
@@ -171,18 +164,14 @@ class Store:
     def former_recommendations(self, cell_key: str) -> list[Recommendation]:
         """Return all recommendations of a cell but the newest, oldest first."""
         table = RECOMMENDATIONS
-        query = sa.select(table).where(table.c.cell_key == cell_key).order_by(table.c.id)
-        with plain_errors(self._engine), self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()[:-1]
-        found = understood(
-            ((row["id"], row) for row in rows), StoredRecommendation.from_json, self._unread, "recommendation"
-        )
-        return [stored.recommendation for stored in found]
+        of_cell = table.c.cell_key == cell_key
+        newest = sa.select(sa.func.max(table.c.id)).where(of_cell).scalar_subquery()
+        query = sa.select(table).where(of_cell, table.c.id < newest).order_by(table.c.id)
+        return [s.recommendation for s in self._stored(query, "recommendation")]
 
     def save_overall(self, answer: Recommendation, hardware: Hardware, launch_key: str) -> None:
         """Store the answer for a mix of prompt types; readers see the newest of each `Cell.launch_key`."""
-        with plain_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(sa.insert(OVERALL), [_answer_row(launch_key, answer, hardware)])
+        self._insert(OVERALL, _answer_row(launch_key, answer, hardware))
 
     def overall_answers(self, launch_keys: Sequence[str] | None = None) -> list[StoredRecommendation]:
         """Return the newest answer of every launch key, or of these, in the order they were made."""
@@ -192,11 +181,22 @@ class Store:
         return self._stored(query.order_by(OVERALL.c.id), "overall answer")
 
     def _stored(self, query: sa.Select[Any], kind: str) -> list[StoredRecommendation]:
+        return self._understood(query, StoredRecommendation.from_json, kind)
+
+    def _understood(
+        self, query: sa.Select[Any], read: Callable[[sa.RowMapping], _Value], kind: str
+    ) -> list[_Value]:
+        return understood(((row["id"], row) for row in self._rows(query)), read, self._unread, kind)
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
         with plain_errors(self._engine), self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
-        return understood(
-            ((row["id"], row) for row in rows), StoredRecommendation.from_json, self._unread, kind
-        )
+            return connection.execute(query).mappings().all()
+
+    def _insert(self, table: sa.Table, *rows: dict[str, Any]) -> None:
+        """Store all rows in one transaction."""
+        if rows:
+            with plain_errors(self._engine), self._engine.begin() as connection:
+                connection.execute(sa.insert(table), rows)
 
     def add_samples(self, samples: Sequence[Sample]) -> None:
         """Store samples of live traffic, in one transaction."""
@@ -209,9 +209,7 @@ class Store:
             }
             for sample in samples
         ]
-        with plain_errors(self._engine), self._engine.begin() as connection:
-            if rows:
-                connection.execute(sa.insert(LIVE_SAMPLES), rows)
+        self._insert(LIVE_SAMPLES, *rows)
 
     def prune_samples(self, keep: int = _KEPT_SAMPLES) -> None:
         """Delete all but about `keep` of the newest samples; gaps between ids make it fewer."""
@@ -243,23 +241,19 @@ class Store:
         query = sa.select(table).where(
             table.c.at >= since, *(column == value for column, value in wanted.items() if value is not None)
         )
-        with plain_errors(self._engine), self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(table.c.at, table.c.id)).mappings().all()
-        return understood(((row["id"], row) for row in rows), _sample, self._unread, "sample")
+        return self._understood(query.order_by(table.c.at, table.c.id), _sample, "sample")
 
     def add_launch_comparison(
         self, hardware_id: str, build: Build, model: str, comparison: LaunchComparison
     ) -> None:
         """Store a comparison of two launches; `model` is the main model with the user's arguments."""
-        row = {f.name: getattr(comparison, f.name) for f in fields(comparison)}
-        row |= {
+        server = {
             "hardware_id": hardware_id,
             "backend": build.backend,
             "build": build.fingerprint or build.version,
             "model": model,
         }
-        with plain_errors(self._engine), self._engine.begin() as connection:
-            connection.execute(sa.insert(LAUNCH_COMPARISONS), [row])
+        self._insert(LAUNCH_COMPARISONS, asdict(comparison) | server)
 
     def launch_comparisons(
         self, hardware_id: str, build: Build, model: str | None = None
@@ -272,16 +266,13 @@ class Store:
         if model is not None:
             query = query.where(table.c.model == model)
         query = query.order_by(table.c.id.desc()).limit(_KEPT_COMPARISONS)
-        with plain_errors(self._engine), self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [LaunchComparison(**row) for row in reversed(rows)]
+        return [LaunchComparison(**row) for row in reversed(self._rows(query))]
 
     def compared_models(self, hardware_id: str, build: Build) -> list[str]:
         """Return the models that such comparisons were made with, the newest first."""
         table = LAUNCH_COMPARISONS
         query = sa.select(table.c.model).where(_on_server(hardware_id, build)).group_by(table.c.model)
-        with plain_errors(self._engine), self._engine.connect() as connection:
-            return list(connection.execute(query.order_by(sa.func.max(table.c.id).desc())).scalars())
+        return [row["model"] for row in self._rows(query.order_by(sa.func.max(table.c.id).desc()))]
 
     def newest_recommendation(self) -> int:
         """Return the number of the newest recommendation; 0 without any."""

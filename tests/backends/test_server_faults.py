@@ -188,7 +188,7 @@ def test_variables_that_reach_no_server_are_told_once(launched, monkeypatch, cap
     assert told == [
         (
             "Not passed on to servers: LLAMA_ARG_CTX_SIZE, LLAMA_SPEC_CHAIN. autospec alone decides how a server drafts; "
-            "other settings of servers go behind -- or into server_args."
+            "put other settings of servers after -- or into server_args."
         )
     ]
 

@@ -26,7 +26,7 @@ def old(fake, tmp_path, monkeypatch):
     """A llama-server with the flags of a build of 2025, on a machine with a temporary folder of the test's own."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     backend = fake()
-    _, probe = backend._probed()
+    probe = backend._probe
     backend._probe = replace(probe, help=read_help("pydist012"))
     return backend
 
@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_launch_that_failed(fake, tmp_path, monkeypatch):
     """The folder of a server that ended at its start goes, too."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     backend = fake("dies-at-start")
-    _, probe = backend._probed()
+    probe = backend._probe
     backend._probe = replace(probe, help=read_help("pydist012"))
     with pytest.raises(LaunchError):
         backend.launch("/m.gguf", OFF, LaunchSettings((), 60.0))

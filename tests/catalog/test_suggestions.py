@@ -117,7 +117,7 @@ def test_commands_and_whose_word_it_is() -> None:
         "hf download bartowski/Llama-3.2-1B-Instruct-GGUF Llama-3.2-1B-Instruct-Q8_0.gguf"
     )
     assert llama.server_command == "llama-server -hfd bartowski/Llama-3.2-1B-Instruct-GGUF:Q8_0"
-    assert llama.fit.startswith("Its tokenizer is said to match by https://lmstudio.ai/")
+    assert llama.fit.startswith("According to https://lmstudio.ai/")
     document = llama.to_json()
     assert (document["here"], document["fits"], document["size_bytes"]) == (False, None, 1_320_000_000)
     [whole] = suggest(make_model("gemma-3-27b-it", architecture="gemma3"), [])

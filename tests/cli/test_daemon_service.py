@@ -116,7 +116,7 @@ def test_the_proxy_of_a_crashed_daemon_ends_with_the_service(linux, left, state,
     words = run(action).stdout
     assert left.wait(5) is not None
     assert does in words or (state, action) == ("inactive", "stop")
-    assert f"The proxy that a crashed daemon had left (process {left.pid}) is ended, too." in words
+    assert f"The proxy that a crashed daemon left behind (process {left.pid}) is ended, too." in words
     again = json.loads(run(action, "--json").stdout)
     assert again["ended_proxy"] is None
 

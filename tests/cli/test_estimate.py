@@ -53,7 +53,7 @@ class TestEstimate:
 
     def test_a_draft_may_be_on_a_card(self, run, two_models: Path, monkeypatch) -> None:
         """What a card has is room for models, too."""
-        monkeypatch.setattr("autospec.hardware.gpu.model_memory_bytes", lambda _hardware: 1_000_000)
+        monkeypatch.setattr("autospec.catalog.candidates.model_memory_bytes", lambda _hardware: 1_000_000)
         assert "Tiny-Draft" not in run("estimate", "--model", "tiny-main").stdout
 
     def test_json(self, run, two_models: Path) -> None:
@@ -126,7 +126,7 @@ class TestSuggest:
         result = run("drafts", "-m", "qwen3-32b", "--suggest")
         assert result.exit_code == 0, result.output
         assert "ggml-org/Qwen3-0.6B-GGUF, Qwen3-0.6B-Q8_0.gguf (draft-model, size unknown)" in result.stdout
-        assert "said to match by https://" in result.stdout
+        assert "According to https://" in result.stdout
         assert "hf download ggml-org/Qwen3-0.6B-GGUF Qwen3-0.6B-Q8_0.gguf" in result.stdout
         assert "Nothing was downloaded." in result.stderr
 

@@ -44,6 +44,7 @@ def test_a_draft_fits_into_the_memory_of_a_card(run, two_models: Path, monkeypat
     """Beside a card that is larger than the system's memory every draft was refused."""
     here = Hardware("id", "chip", 1_000_000, 8, "linux 6.8", "NVIDIA GeForce RTX 4090")
     monkeypatch.setattr("autospec.hardware.identify", lambda: here)
+    monkeypatch.setattr("autospec.catalog.candidates.identify", lambda: here)
     monkeypatch.setattr(gpu.nvidia, "library", lambda: library)
     monkeypatch.setattr(gpu.amd, "library", lambda: None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -53,7 +54,7 @@ def test_a_draft_fits_into_the_memory_of_a_card(run, two_models: Path, monkeypat
     assert [d["fits"] for d in judged if d["name"] == "Tiny-Draft-F16"] == [bool(fitting)]
     catalog = scan(load_settings())
     main = catalog.find("tiny-main")
-    assert (_best_draft(catalog, main, here, 1024) is not None) is bool(fitting)
+    assert (_best_draft(catalog, main, 1024) is not None) is bool(fitting)
     request = TuneRequest(main, catalog.models, load_definition("quick"), load_suite(), "sqlite://")
     assert sum(c.fits for c in judged_drafts(request, here)) == fitting
 

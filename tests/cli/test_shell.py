@@ -312,7 +312,7 @@ def test_arguments_of_the_server_pass(args: tuple[str, ...]):
     """Values of its options are words like any other."""
 
     @click.command()
-    @server_args("args")
+    @server_args
     @command_options
     def command(shell: Shell, args: tuple[str, ...]) -> None:
         shell.emit({"args": list(args)})

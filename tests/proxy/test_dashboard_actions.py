@@ -148,7 +148,7 @@ def test_unloading(proxy, dispatch):
     """One that does not run is told so; one whose requests wait is refused and may be tried again."""
     assert "being unloaded" in post(proxy, "unload", {"model": "main"}).json()["said"]
     dispatch.servers_running = 0
-    assert post(proxy, "unload", {"model": "main"}).json()["said"] == "main does not run."
+    assert post(proxy, "unload", {"model": "main"}).json()["said"] == "main is not running."
     dispatch.refusal = OverloadedError("2 requests for main wait for a server.", "Try again.")
     refused = post(proxy, "unload", {"model": "main"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "in_use")

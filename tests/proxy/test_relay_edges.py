@@ -239,7 +239,7 @@ def test_a_launch_that_fails_while_a_stream_waits_is_an_event(proxy, dispatch, p
     ("answer", "message"),
     [
         (b'{"error": {"code": 400, "message": "The context is full."}}', "The context is full."),
-        (b"<html>Bad Gateway</html>", "The server of main answered 400 and no stream."),
+        (b"<html>Bad Gateway</html>", "The server of main answered 400 without a stream."),
     ],
 )
 def test_an_error_of_the_server_after_a_stream_waits_is_an_event(proxy, dispatch, backend, answer, message):

@@ -27,7 +27,7 @@ EVIDENCE = {
         "most_concurrent": 2,
     },
 }  # fmt: skip
-WORDS = "greedy, 64 tokens, one request at a time, nothing cached; composed for 300-token answers"
+WORDS = "greedy, 64 tokens, one request at a time, nothing cached; computed for 300-token answers"
 
 
 def test_conditions_are_one_line():
@@ -40,7 +40,7 @@ def test_answers_within_the_models_thinking_are_told_with_what_helps():
     """In the conditions, and in the explanation with the arguments of the backend."""
     conditions = {**EVIDENCE[CONDITIONS], WITHIN_REASONING: 0.75}
     r = recommendation(evidence={CONDITIONS: conditions})
-    words = "nothing cached, 75% of the answers cut within the model's thinking; composed for"
+    words = "nothing cached, 75% of the answers cut while the model was thinking; computed for"
     assert words in conditions_words(r)
     told = {
         b: " ".join(explain(replace(r, backend=b)).sentences) for b in ("llama-server", "mlx", "attached")

@@ -170,7 +170,7 @@ def test_the_ratio_has_a_bar_beside_its_figures(width):
     gain, loss = (bar.split("│") for bar in bars)
     assert "█" in gain[1]
     assert "█" in loss[0]
-    assert "│ +2 %, the least that enables" in text
+    assert "│ +2 %, the threshold to enable" in text
     # All bars begin in the same column.
     assert len({line.index(bar) for bar in bars for line in text.splitlines() if bar in line}) == 1
 

@@ -47,7 +47,7 @@ def test_blocks_where_the_output_has_them():
     bars = RatioBars.of([row(0.8, (0.7, 0.9))], width=13, ascii_only=False)
     assert bars is not None
     assert set(bars.bar(row(0.8, (0.7, 0.9)))) == {"·", "▒", "█", "│"}
-    assert bars.legend == "gain: █ measured, ▒ interval, │ +2 %, the least that enables"
+    assert bars.legend == "gain: █ measured, ▒ interval, │ +2 %, the threshold to enable"
 
 
 def test_rows_share_their_scale():
@@ -64,7 +64,7 @@ def test_rows_of_two_studies_are_drawn_around_their_own_thresholds():
     assert "#" in bar(other, one).split("|")[0]
     bars = RatioBars.of([one, other], width=13, ascii_only=True)
     assert bars is not None
-    assert "| +2 % or +5 %, the least" in bars.legend
+    assert "| +2 % or +5 %, the threshold" in bars.legend
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +81,16 @@ def test_newest_recommendation_of_a_cell_counts(url):
         store.recommendations(), key=lambda s: s.cell_key, reverse=True
     )
     store.close()
+
+
+def test_former_recommendations_are_all_but_the_newest(url):
+    """Of this cell alone, the oldest first; one that another cell got since does not matter."""
+    with closing(open_store(url)) as store:
+        for model in ("first", "second", "third"):
+            store.save_recommendation(replace(RECOMMENDATION, model=model), MACHINE, "cell-1")
+        store.save_recommendation(RECOMMENDATION, MACHINE, "cell-2")
+        assert [r.model for r in store.former_recommendations("cell-1")] == ["first", "second"]
+        assert store.former_recommendations("cell-2") == store.former_recommendations("cell-3") == []
 
 
 def test_reader_finds_nothing_where_nothing_is(url, tmp_path):

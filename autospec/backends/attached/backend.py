@@ -224,7 +224,7 @@ class AttachedServer:
         ):
             raise SpeculationInactiveError(
                 f"The attached {self._found.kind} drafts although drafting is off.",
-                "autospec bench measures it as it is. To compare draftings, start it without drafting.",
+                "`autospec bench` measures it as it is. To compare draftings, start it without drafting.",
             )
         if not self.drafting.is_off and self._found.tells_drafts and not drafted:
             raise SpeculationInactiveError(
@@ -280,8 +280,8 @@ def _drafting_fields(found: FoundServer, drafting: Drafting) -> Mapping[str, Any
     if not settable or found.sets is Sets.NOTHING:
         raise UnsupportedError(
             f"A request to the attached {found.kind} cannot ask for {drafting.label}.",
-            "autospec tune with --backend llama-server or mlx finds the flags for starting a server. "
-            "autospec bench measures this server as it is.",
+            "`autospec tune` with --backend llama-server or mlx finds the flags with which to start a server. "
+            "`autospec bench` measures this server as it is.",
         )
     if found.sets is Sets.LIMITS:
         return {

@@ -87,13 +87,9 @@ _MLX_OMNI = (2, None)
 
 
 def find_out(get: Callable[[str], Any]) -> FoundServer | None:
-    """Ask what the server is.
+    """Ask what the server is; ``None`` if it has no route of an OpenAI-compatible server.
 
-    Args:
-        get: Reads a path of its API, decoded; ``None`` if that fails.
-
-    Returns:
-        ``None`` if it has no route of an OpenAI-compatible server.
+    `get` reads a path of its API, decoded, or gives ``None`` if that fails.
     """
     props = _mapping(get("/props"))
     if props.get("role") == "router":
@@ -101,9 +97,11 @@ def find_out(get: Callable[[str], Any]) -> FoundServer | None:
     if "default_generation_settings" in props:
         return _llama_server(props, get("/slots"))
     if entries := _entries(get("/api/v0/models")):
-        return _lm_studio(entries)
+        # The first releases report drafted tokens on this route only.
+        return _lm_studio(entries, chat="/api/v0/chat/completions")
     if entries := _entries(get("/api/v1/models"), "models"):
-        return _lm_studio_v1(entries)
+        # LM Studio 0.4 and later without its older route. Its `/api/v1/chat` takes no draft model, OpenAI's route does.
+        return _lm_studio(entries, chat="/v1/chat/completions")
     listed = get("/v1/models")
     entries = [entry for entry in _entries(listed) if "id" in entry]
     names = tuple(str(entry["id"]) for entry in entries)
@@ -118,10 +116,9 @@ def find_out(get: Callable[[str], Any]) -> FoundServer | None:
 
 
 def behind_router(get: Callable[[str], Any], name: str, **options: str) -> FoundServer | None:
-    """What the server is that a router runs for a model; the router loads the model first, unless `options` say otherwise.
+    """What the server is that a router runs for a model; ``None`` if the router does not answer for that model.
 
-    Returns:
-        ``None`` if the router does not answer for that model.
+    The router loads the model first, unless `options` say otherwise.
     """
     query = urlencode({"model": name, **options})
     props = _mapping(get(f"/props?{query}"))
@@ -345,33 +342,15 @@ def _llama_server(props: Mapping[str, Any], slots: Any) -> FoundServer:
     )
 
 
-def _lm_studio(entries: list[Mapping[str, Any]]) -> FoundServer:
-    models = _of_language(entries)
-    names = tuple(str(e["id"]) for e in models)
-    loaded = [e for e in models if e.get("state") == "loaded"] or models
-    mlx = bool(loaded) and all(e.get("compatibility_type") == "mlx" for e in loaded)
-    # The first releases report drafted tokens on this route only.
-    return _lm_studio_with(names, mlx=mlx, chat="/api/v0/chat/completions")
-
-
-def _lm_studio_v1(entries: list[Mapping[str, Any]]) -> FoundServer:
-    """LM Studio 0.4 and later, without its older route. Its own `/api/v1/chat` takes no draft model: OpenAI's route is asked."""
-    models = _of_language(entries)
-    names = tuple(str(e["key"]) for e in models if "key" in e)
-    loaded = [e for e in models if e.get("loaded_instances")] or models
-    mlx = bool(loaded) and all(e.get("format") == "mlx" for e in loaded)
-    return _lm_studio_with(names, mlx=mlx, chat="/v1/chat/completions")
-
-
-def _of_language(entries: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """LM Studio's models without those for embeddings; it brings one of its own, which is a GGUF file."""
-    return [entry for entry in entries if entry.get("type") in (None, "llm", "vlm")]
-
-
-def _lm_studio_with(names: tuple[str, ...], *, mlx: bool, chat: str) -> FoundServer:
+def _lm_studio(entries: list[Mapping[str, Any]], chat: str) -> FoundServer:
+    """LM Studio by its list of models, whose older form says id, state and compatibility_type."""
+    # Without those for embeddings: it brings one of its own, which is a GGUF file.
+    models = [entry for entry in entries if entry.get("type") in (None, "llm", "vlm")]
+    loaded = [e for e in models if e.get("state") == "loaded" or e.get("loaded_instances")] or models
+    mlx = bool(loaded) and all("mlx" in (e.get("compatibility_type"), e.get("format")) for e in loaded)
     return FoundServer(
         ServerKind.LM_STUDIO,
-        models=names,
+        models=tuple(str(name) for e in models if (name := e.get("id") or e.get("key"))),
         sets=Sets.DRAFT,
         only=_LM_STUDIO_MLX if mlx else _LM_STUDIO_GGUF,
         tells_drafts=True,

@@ -276,8 +276,8 @@ _SERVED_WITH = {"n_parallel": -1}
 # A wheel that was built with a macOS SDK before 15 lacks this class of Metal, whatever its log says.
 _RESIDENCY_SETS = b"MTLResidencySetDescriptor"
 _NO_RESIDENCY_NOTE = (
-    "This wheel does not hold a model in the GPU's reach while it rests (no Metal residency sets): the first request after a pause "
-    "of a second is slower than with Homebrew's llama-server (brew install llama.cpp)."
+    "With this wheel, macOS may take a model out of the GPU's memory during a pause (it lacks Metal residency sets): the first request "
+    "after a pause of a second is slower than with Homebrew's llama-server (brew install llama.cpp)."
 )
 
 
@@ -314,8 +314,7 @@ class Embedded:
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: self._command(fields | {"hostnames": [HOST], "port": port}),
             lambda server: server.verify(self.capabilities()),
-            ready_timeout_s=settings.ready_timeout_s,
-            started=settings.started,
+            settings=settings,
             state_dir=self._state_dir,
         )
 

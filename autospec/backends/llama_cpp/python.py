@@ -112,8 +112,7 @@ class LlamaCppPython:
             lambda process, port: LlamaHttpServer(process, drafting, port, self.name),
             lambda port: (*command, "--port", str(port)),
             lambda server: server.verify(self.capabilities()),
-            ready_timeout_s=settings.ready_timeout_s,
-            started=settings.started,
+            settings=settings,
             state_dir=self._state_dir,
         )
 
@@ -160,7 +159,7 @@ def user_settings(args: Sequence[str], known: frozenset[str]) -> dict[str, str]:
 
 
 def _install_hint() -> str:
-    return f"{install_line('llama-cpp')} (it compiles for some minutes)"
+    return f"{install_line('llama-cpp')} (compiling takes some minutes)"
 
 
 def _probe(state_dir: Path) -> _Package:

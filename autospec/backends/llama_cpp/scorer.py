@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from autospec.backends.openai_http import JsonClient
 from autospec.backends.process import HOST, ServerProcess
+from autospec.backends.protocol import LaunchSettings
 from autospec.backends.server import ChildServer, start_child
 from autospec.backends.token_http import CANDIDATES, TokenReader, reading_routes, serve
 from autospec.errors import BackendMissingError, install_line
@@ -63,7 +64,7 @@ class LlamaCppScorer(ChildServer):
             cls,
             lambda port: (*command, "--host", HOST, "--port", str(port)),
             cls._try,
-            ready_timeout_s=_READY_TIMEOUT_S,
+            settings=LaunchSettings(ready_timeout_s=_READY_TIMEOUT_S),
             state_dir=state_dir,
         )
 

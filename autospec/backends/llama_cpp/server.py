@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from autospec.backends import binaries
@@ -54,13 +55,10 @@ class LlamaServer:
     def __init__(self, binary: Path | None, state_dir: Path) -> None:
         self._binary = binary
         self._state_dir = state_dir
-        self._probe: binaries.Probe | None = None
-        self._program: Path | None = None
-        self._has_devices: bool | None = None
 
     def capabilities(self) -> Capabilities:
         """See `autospec.backends.protocol.Backend`."""
-        _, probe = self._probed()
+        probe = self._probe
         notes = []
         if probe.help.of_ik:
             notes.append(IK_NOTE)
@@ -82,7 +80,7 @@ class LlamaServer:
 
     def command(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`; the port is not part of it, nor is the folder for slots."""
-        program, probe = self._probed()
+        probe = self._probe
         build = probe.build.version
         # llama-server does not know ``--flag=value``.
         own = [word for flag, values in options_in(settings.args) for word in (flag, *values)]
@@ -113,12 +111,11 @@ class LlamaServer:
             raise UnsupportedError(
                 f"llama-server {build} drafts with one slot only.", "Remove --parallel, or set it to 1."
             )
-        return (str(program), "--model", model_path, *own, *fixed, *drafted)
+        return (str(self._program), "--model", model_path, *own, *fixed, *drafted)
 
     def drafting_args(self, _model: str, drafting: Drafting, _settings: LaunchSettings) -> tuple[str, ...]:
         """See `autospec.backends.protocol.Backend`."""
-        _, probe = self._probed()
-        return drafting_args(probe.help, probe.build.version, drafting)
+        return drafting_args(self._probe.help, self._probe.build.version, drafting)
 
     def launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         """See `autospec.backends.protocol.Backend`; where a build does not draft with a projector, it drafts without."""
@@ -132,14 +129,14 @@ class LlamaServer:
 
     def _launch(self, model_path: str, drafting: Drafting, settings: LaunchSettings) -> LlamaHttpServer:
         command = self.command(model_path, drafting, settings)
-        text = self._probed()[1].help
-        erases_slot = self._erases_slot(settings)
+        # Only for measuring: who can empty a user's slot can also write its prompt to the disk.
+        erases_slot = not settings.serving and _drafts_only_with_cache(self._probe.help)
         slots = _SlotFolder() if erases_slot and "--slot-save-path" not in command else None
 
         def make(process: ServerProcess, port: int) -> LlamaHttpServer:
             server = _Launched(process, drafting, port, self.name, erases_slot=erases_slot)
             server.slot_folder = slots
-            if text.of_ik:
+            if self._probe.help.of_ik:
                 server.tokens = None  # its /completion gives no token ids
             return server
 
@@ -155,8 +152,7 @@ class LlamaServer:
                     str(port),
                 ),
                 lambda server: server.verify(self.capabilities()),
-                ready_timeout_s=settings.ready_timeout_s,
-                started=settings.started,
+                settings=settings,
                 state_dir=self._state_dir,
             )
         except BaseException:
@@ -164,23 +160,14 @@ class LlamaServer:
                 slots.remove()
             raise
 
-    def _erases_slot(self, settings: LaunchSettings) -> bool:
-        """Only for measuring: who can empty a user's slot can also write its prompt to the disk."""
-        return not settings.serving and _drafts_only_with_cache(self._probed()[1].help)
-
     def devices(self) -> tuple[Device, ...] | None:
         """See `autospec.backends.registry.OnDevices`."""
-        program, probe = self._probed()
-        return list_devices(program) if probe.help.has("--list-devices") else None
+        return list_devices(self._program) if self._probe.help.has("--list-devices") else None
 
     def _tells_placement_as_trace(self) -> bool:
         """True if there is a GPU and the build logs the place of the weights at the level "trace" only."""
-        option = self._probed()[1].help.find("--log-verbosity")
-        if option is None or "4: trace" not in option.text:
-            return False
-        if self._has_devices is None:
-            self._has_devices = bool(self.devices())
-        return self._has_devices
+        option = self._probe.help.find("--log-verbosity")
+        return option is not None and "4: trace" in option.text and self._has_devices
 
     def settings_of_draft(self, settings: LaunchSettings) -> LaunchSettings:
         """See `autospec.backends.registry.DraftsAlone`."""
@@ -190,12 +177,17 @@ class LlamaServer:
         """See `autospec.backends.registry.Scores`."""
         return LlamaCppScorer.launch(model_path, n_ctx=n_ctx, state_dir=self._state_dir)
 
-    def _probed(self) -> tuple[Path, binaries.Probe]:
-        if self._program is None:
-            self._program = find_llama_server(self._binary)
-        if self._probe is None:
-            self._probe = binaries.probe(self._program, self._state_dir)
-        return self._program, self._probe
+    @cached_property
+    def _program(self) -> Path:
+        return find_llama_server(self._binary)
+
+    @cached_property
+    def _probe(self) -> binaries.Probe:
+        return binaries.probe(self._program, self._state_dir)
+
+    @cached_property
+    def _has_devices(self) -> bool:
+        return bool(self.devices())
 
 
 class _SlotFolder:

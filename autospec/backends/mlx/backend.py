@@ -229,8 +229,7 @@ class Mlx:
                 *(*cache, "--host", HOST, "--port", str(port)),
             ),
             lambda server: server.verify(self.capabilities()),
-            ready_timeout_s=settings.ready_timeout_s,
-            started=settings.started,
+            settings=settings,
             state_dir=self._state_dir,
         )
 
@@ -262,8 +261,7 @@ class Mlx:
                 *("--host", HOST, "--port", str(port)),
             ),
             lambda server: server.verify(self.capabilities()),
-            ready_timeout_s=settings.ready_timeout_s,
-            started=settings.started,
+            settings=settings,
             state_dir=self._state_dir,
         )
 

@@ -261,7 +261,7 @@ def _gain_plot(gains: Sequence[Gain], name: str, title: str) -> _Figure:
         for g in gains
     ]
     note = (
-        f"Full line: off. Dashed line: the {_least(g.threshold for g in gains)} that an enable must exceed with its whole interval."
+        f"Solid line: off. Dashed line: the {_least(g.threshold for g in gains)} that an enable must exceed with its whole interval."
         " ▲ enable, ▼ disable, ◆ undecided; hollow: not proven on this machine as it is today."
     )
     return _Figure.of(
@@ -332,7 +332,7 @@ def _costs(m: ModelFindings, name: str) -> Iterator[dict[str, Any]]:
             for p in points
         )
         note = (
-            "Drafting pays where a cycle yields more tokens than it takes the time of: where a marker lies above the bar of its colour."
+            "Drafting pays where a cycle yields more tokens than off would in the same time: where a marker lies above the bar of its colour."
             " Above the dashed line drafting could not pay even if every proposal were accepted."
         )
         yield {
@@ -443,7 +443,7 @@ def _proof(t: TypeFindings, name: str, threshold: float) -> _Figure:
         f"; after {counted(look.rounds, 'round')} {_gain(look.ratio)} ({_interval(look.interval)}), {look.verdict}"
         for look in t.looks
     )
-    title = f"Every pair{', and how the verdict grew' if t.looks else ''}: {kind}"
+    title = f"Every pair{', and how the verdict developed' if t.looks else ''}: {kind}"
     note = "Each dot is one prompt, asked with and without drafting. Dots of one launch share a shape and a colour."
     drawn = proof_figure(t.pairs, t.looks, threshold)
     return _Figure.of(drawn, f"{name}-proof", title, description=f"{told}{looks}.", note=note)
