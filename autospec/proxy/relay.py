@@ -284,18 +284,20 @@ class Relay:
                         passage.retried = True
                         self._retried(lease.model)
                 finally:
-                    self._tell(lease, passage)
+                    self._tell(lease, passage, wanted)
             # One deadline for all attempts.
             wanted = replace(wanted, waited_s=wanted.waited_s + waited_s)
         message = f"The server of {wanted.model} broke the connection before it answered, {_ATTEMPTS} times."
         raise Refused(ProxyProblem(502, message, "backend_failed"))
 
-    def _tell(self, lease: Lease, passage: _Passage) -> None:
+    def _tell(self, lease: Lease, passage: _Passage, wanted: RouteRequest) -> None:
         """Tell of an attempt. An answer that has passed must not fail because it could not be counted."""
         try:
             outcome = passage.outcome()
-            if outcome.counts is not None:
-                lease.answered(outcome.counts.predicted_tokens, outcome.counts.whole_prompt_tokens)
+            if (counts := outcome.counts) is not None:
+                # Of several answers, these are the counts of one.
+                whole_prompt = counts.whole_prompt_tokens if wanted.answers == 1 else None
+                lease.answered(counts.predicted_tokens * wanted.answers, whole_prompt)
             self._seen(outcome)
         except Exception:  # noqa: BLE001 - logged with its traceback
             _LOG.exception("proxy: an answer of %s could not be counted", lease.model)
@@ -376,6 +378,7 @@ class _Passage:
             concurrent=lease.concurrent,
             temperature=lease.temperature,
             keeps_cache=lease.keeps_cache,
+            sets_drafting=self._wanted.sets_drafting,
         )
 
     async def run(self, upstream: Upstream, headers: CIMultiDict[str], content: bytes) -> web.StreamResponse:
@@ -573,8 +576,8 @@ class _Passage:
 
 def _target(request: web.BaseRequest) -> str:
     """Path and query as the client wrote them; of an absolute URL (RFC 9112 §3.2.2) the host is dropped."""
-    raw = request.raw_path
-    return raw if raw.startswith("/") else request.rel_url.raw_path_qs
+    raw = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+    return raw if raw.startswith("/") else f"/{raw}"
 
 
 def _allow_filler(

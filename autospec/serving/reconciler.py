@@ -433,13 +433,15 @@ class Reconciler:
             why_else=why_else,
             temperature=self._temperature(request),
             number=request.number,
+            answers=request.answers,
             is_probe=request.is_probe,
             returned=returned,
         )
         if request.prompt is not None:
             answering.add(lease)
+            at_once = sum(other.answers for other in answering)
             for other in answering:
-                other.concurrent = max(other.concurrent, len(answering))
+                other.concurrent = max(other.concurrent, at_once)
         if limit is not None:
             self.demand.went_beyond(model, limit, begun)
         return lease
@@ -452,7 +454,7 @@ class Reconciler:
             return None
         return beyond(
             advice.limits_for(request.facts.prompt_type),
-            at_once=len(self._answering.get(request.model, ())) + 1,
+            at_once=sum(lease.answers for lease in self._answering.get(request.model, ())) + request.answers,
             prompt_tokens=self.prompt_lengths.estimate(request.model, request),
             temperature=self._temperature(request),
         )

@@ -492,6 +492,7 @@ class ServerLease:
     """A `Lease` that holds a server from construction on; `returned` gets the lease when it ends.
 
     Attributes:
+        answers: How many answers its request asks for.
         tokens: The reported generated tokens; ``None`` if nothing was reported.
         prompt_tokens: Likewise those of the whole prompt.
     """
@@ -508,6 +509,7 @@ class ServerLease:
         why_else: WhyOff | None = None,
         temperature: float | None = None,
         number: int = 0,
+        answers: int = 1,
         is_probe: bool = False,
         returned: Callable[[ServerLease], None] = lambda _: None,
     ) -> None:
@@ -527,7 +529,7 @@ class ServerLease:
         self.why_else = why_else
         self.temperature = temperature
         self.keeps_cache = launch.drafting.is_off or not engine.capabilities.drafts_uncached
-        self.concurrent = 1
+        self.answers = self.concurrent = answers
         self.tokens: float | None = None
         self.prompt_tokens: int | None = None
         self._returned = returned
