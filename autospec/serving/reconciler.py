@@ -277,22 +277,27 @@ class Reconciler:
             now_s=now,
             deadline_s=self.queue.deadline_s,
             at_once={name for name in kept if self._drafts_against_the_users_will(name)},
+            later={
+                (name, entry.drafting)
+                for name, entries in kept.items()
+                for entry in entries
+                if self.backoff.not_before_s(name, entry.drafting) > now
+            },
         )
         self.pool.drain(actions)
         # Where two servers do not fit, none runs between the old one and the new one.
         drained = {launch.model for launch in held if launch.number in actions.drain}
         self._restarting |= {model for model in drained if model in kept and not self.pool.live(model)}
         for name, entry in actions.start:
-            if self.backoff.not_before_s(name, entry.drafting) <= now:
-                model, engine = self.options.served(name)
-                self.pool.start(
-                    model,
-                    engine,
-                    entry,
-                    self.options.args(model),
-                    self.options.projector(model),
-                    identity=self.options.identity(name, entry.drafting),
-                )
+            model, engine = self.options.served(name)
+            self.pool.start(
+                model,
+                engine,
+                entry,
+                self.options.args(model),
+                self.options.projector(model),
+                identity=self.options.identity(name, entry.drafting),
+            )
         self.queue.serve(self._lend)
 
     def _waiting(self, now_s: float) -> dict[str, list[Waiting]]:
