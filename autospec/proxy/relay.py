@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +41,9 @@ _LOG = logging.getLogger(__name__)
 
 # A request that kills two servers does not get a third.
 _ATTEMPTS = 2
+# Why a connection cannot be made: the proxy's own shortage, of which the server knows nothing.
+_OWN_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_RETRY_AFTER_S = 2
 # asyncio's own high-water mark: above it the relay waits for the client.
 _LAG_BYTES = 64 * 1024
 # A longer event is passed on in parts, to bound the memory.
@@ -457,6 +461,10 @@ class _Passage:
             message = f"The server of {lease.model} sent an answer that is not HTTP: {error}."
             raise Refused(ProxyProblem(502, message, "backend_failed")) from error
         except BrokenError as error:
+            if isinstance(cause := error.__cause__, OSError) and cause.errno in _OWN_SHORTAGE:
+                message = f"The proxy cannot connect to a server: {cause.strerror}. Try again in a moment."
+                problem = ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
+                raise Refused(problem) from error
             raise _BrokeEarlyError from error
         except LineBreakError:
             raise Refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 import struct
@@ -341,6 +342,22 @@ def test_an_absolute_target_without_a_path_means_the_root(proxy, backend, target
     """RFC 9112 section 3.2.2; llama-server answered 400 to a request line without a target."""
     exchange(proxy.base_url, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
     assert backend.asked[0].line == b"GET %s HTTP/1.1" % passed
+
+
+def test_the_proxys_own_shortage_is_no_death_of_a_server(loop, proxy, dispatch, monkeypatch):
+    """Without a free file descriptor every answer was a 502, after two attempts that each made a living server suspect."""
+
+    async def no_descriptor(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as context:
+        context.setattr(loop.loop, "create_connection", no_descriptor)
+        answer = httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert "Too many open files" in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"] == "2"
+    assert dispatch.servers[0].deaths == 0
+    assert len(dispatch.wanted) == 1
 
 
 def test_several_answers_to_one_request_are_planned_for(proxy, backend, dispatch):
