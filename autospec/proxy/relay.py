@@ -296,6 +296,8 @@ class Relay:
 
     def _tell(self, lease: Lease, passage: _Passage, wanted: RouteRequest) -> None:
         """Tell of an attempt. An answer that has passed must not fail because it could not be counted."""
+        if passage.unsent:
+            return  # the refusal counts
         try:
             outcome = passage.outcome()
             if (counts := outcome.counts) is not None:
@@ -319,6 +321,7 @@ class _Passage:
         waiting: _WaitingStream | None,
     ) -> None:
         self.retried = False  # another server is asked after this one
+        self.unsent = False  # it was refused before the server had it
         self._request = request
         self._lease = lease
         self._tail = UsageReader()
@@ -464,9 +467,11 @@ class _Passage:
             if isinstance(cause := error.__cause__, OSError) and cause.errno in _OWN_SHORTAGE:
                 message = f"The proxy cannot connect to a server: {cause.strerror}. Try again in a moment."
                 problem = ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
+                self.unsent = True
                 raise Refused(problem) from error
             raise _BrokeEarlyError from error
         except LineBreakError:
+            self.unsent = True
             raise Refused(
                 ProxyProblem(400, "A header or the path contains a line break.", "invalid_header")
             ) from None

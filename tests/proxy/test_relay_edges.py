@@ -356,6 +356,7 @@ def test_the_proxys_own_shortage_is_no_death_of_a_server(loop, proxy, dispatch, 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
     assert "Too many open files" in answer.json()["error"]["message"]
     assert answer.headers["retry-after"] == "2"
+    assert metrics(proxy) == {"overloaded": 1.0}  # not `broken`, for which there is an alert
     assert dispatch.servers[0].deaths == 0
     assert len(dispatch.wanted) == 1
 
