@@ -283,7 +283,9 @@ def _outside_the_file(
     config: Path | None, environ: Mapping[str, str] | None, overrides: Mapping[str, object]
 ) -> tuple[_Sourced, _Sourced]:
     """What environment and flags set, and the defaults that follow."""
-    here = Path.cwd()
+    here = (
+        Path()
+    )  # not looked up before it is needed: a daemon's folder may have been removed since its start
     variables = _from_environment(os.environ if environ is None else environ, here)
     found: _Sourced = {name: (value, "environment") for name, value in variables.items()}
     for name, value in (*overrides.items(), ("config_file", config)):
@@ -475,9 +477,10 @@ def _path(value: object, base: Path) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise TypeError
     try:
-        return base.absolute() / Path(value).expanduser()
+        path = Path(value).expanduser()
     except RuntimeError:  # ~name of a user who does not exist here
-        return base.absolute() / value
+        path = Path(value)
+    return path if path.is_absolute() else base.absolute() / path
 
 
 def _paths(value: object, base: Path) -> tuple[Path, ...]:
@@ -696,6 +699,9 @@ def _checked(key: Key, value: object, base: Path, where: str) -> object:
         return _KINDS[key.kind].form(value, base)
     except (TypeError, ValueError, UsageError):
         raise _wrong(key, where, value) from None
+    except FileNotFoundError:
+        message = f"{where} is relative to the current folder, which was removed: {value}."
+        raise SettingsError(message, "Go to another folder, or write the whole path.") from None
 
 
 def _from_text(key: Key, text: str, base: Path, where: str) -> object:

@@ -239,6 +239,22 @@ def test_the_file_cannot_say_where_it_is_itself(home: dict[str, str]):
     assert "AUTOSPEC_HOME" in caught.value.hint
 
 
+def test_a_removed_folder_matters_only_to_paths_that_are_relative(
+    tmp_path: Path, home: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """A daemon reads its settings again and again; it ended when somebody removed the folder in which it was started."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    write(home, 'model_dirs = ["models"]')
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_settings(environ=home).model_dirs == (tmp_path / "models",)
+    with pytest.raises(
+        SettingsError, match=r"config_file is relative to the current folder, which was removed"
+    ):
+        load_settings(Path("a.toml"), environ=home)
+
+
 def test_invalid_toml_names_the_place(home: dict[str, str]):
     """A file that is not TOML is reported with file and line."""
     file = write(home, "study = \n")

@@ -96,6 +96,14 @@ _EMBEDDING_ARCHITECTURES: Final = frozenset(
     {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert"}
     | {"neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder"}
 )
+# What Hugging Face says of a model; llama.cpp's converter copies it. A model that was trained on for embeddings has the architecture of a
+# language model, and not every converter writes the key `pooling_type`.
+_EMBEDDING_TAGS: Final = frozenset(
+    {"feature-extraction", "sentence-similarity", "sentence-transformers", "text-ranking"}
+)
+_WRITES_TEXT: Final = "text-generation"
+# A layer that gives a text a rank or a class.
+_CLASSIFIERS: Final = frozenset({"cls.weight", "cls.output.weight"})
 _LANGUAGE_ARCHITECTURES: Final = frozenset(MODEL_ARCH_NAMES.values())
 # Tensors for images, for sound, and between them and the text. For llama.cpp they are in a file of their own (clip), and it refuses
 # a model with tensors that it does not know. Ollama's converter writes one file (convert/convert_gemma3.go).
@@ -259,7 +267,7 @@ def _role(keys: _Keys, tensors: Sequence[TensorInfo], header: Header, head: Head
         role = "projector"
     elif not tensors:
         role = "vocabulary"
-    elif keys.architecture in _EMBEDDING_ARCHITECTURES or keys.of("pooling_type") > 0:
+    elif _embeds(keys, tensors):
         role = "embedding"
     elif head is None and header.tokens is None and keys.architecture not in _LANGUAGE_ARCHITECTURES:
         # Image and speech models are GGUF files too.
@@ -267,6 +275,18 @@ def _role(keys: _Keys, tensors: Sequence[TensorInfo], header: Header, head: Head
     elif any(t.name.startswith(_OF_OTHER_MEDIA) for t in tensors):
         role = "combined"
     return role
+
+
+def _embeds(keys: _Keys, tensors: Sequence[TensorInfo]) -> bool:
+    """True for a model that makes embeddings or ranks texts, and writes none."""
+    told = keys.values.get(Keys.General.TAGS)
+    tags = set(told) if isinstance(told, list) else set()
+    return (
+        keys.architecture in _EMBEDDING_ARCHITECTURES
+        or keys.of("pooling_type") > 0
+        or (bool(tags & _EMBEDDING_TAGS) and _WRITES_TEXT not in tags)
+        or any(t.name in _CLASSIFIERS for t in tensors)
+    )
 
 
 def _head(keys: _Keys, tensors: Sequence[TensorInfo], blocks: int) -> Head | None:

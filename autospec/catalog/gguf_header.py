@@ -23,6 +23,7 @@ from gguf.constants import (
     GGUF_VERSION,
     GGMLQuantizationType,
     GGUFValueType,
+    Keys,
 )
 
 from autospec.catalog.model import BLOCK, FIRST_CHECKED_ID
@@ -38,6 +39,7 @@ _MAX_HEADER = 1 << 28
 _MAX_PAIRS = 1 << 16
 _MAX_TENSORS = 1 << 20
 _MAX_ARRAY = 1 << 24
+_MOST_TAGS = 256
 # Longer arrays are per token, not per layer, and are not used.
 _MAX_KEPT = 4096
 _MAX_DIMS = 4  # GGML_MAX_DIMS
@@ -92,15 +94,18 @@ class TensorInfo:
             return f"type-{self.type}"
 
 
+_Values = dict[str, bool | int | float | str | list[int] | list[float] | list[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """One file's header.
 
-    `values` has scalars, strings and short arrays of numbers; of other arrays there are only `lengths`. `data_offset` is the start of
+    `values` has scalars, strings, short arrays of numbers, and the tags; of other arrays there are only `lengths`. `data_offset` is the start of
     the weights in bytes, `digest` the SHA-256 of the header.
     """
 
-    values: dict[str, bool | int | float | str | list[int] | list[float]]
+    values: _Values
     lengths: dict[str, int]
     tokens: TokenTable | None
     tensors: tuple[TensorInfo, ...]
@@ -147,7 +152,7 @@ class _Walk:
 
     def header(self) -> Header:
         tensor_count, pair_count = self._preamble()
-        values: dict[str, bool | int | float | str | list[int] | list[float]] = {}
+        values: _Values = {}
         lengths: dict[str, int] = {}
         tokens = None
         for _ in range(pair_count):
@@ -160,17 +165,7 @@ class _Walk:
             elif kind is not GGUFValueType.ARRAY:
                 values[key] = self._scalar(_FORMATS[kind])
             else:
-                item = self._value_type()
-                lengths[key] = count = self._count(_MAX_ARRAY, f"entries in {_short(key)}")
-                if item is GGUFValueType.STRING:
-                    table = self._strings(count, keep=key == TOKENS_KEY)
-                    tokens = table if key == TOKENS_KEY else tokens
-                elif item is GGUFValueType.ARRAY:
-                    raise self._damaged(f"{_short(key)} is an array of arrays")
-                else:
-                    numbers = self._numbers(_FORMATS[item], count)
-                    if numbers is not None:
-                        values[key] = numbers
+                tokens = self._array(key, values, lengths) or tokens
         tensors = tuple(self._tensor() for _ in range(tensor_count))
         if len({t.name for t in tensors}) != len(tensors):
             raise self._damaged("two of its tensors have the same name")
@@ -189,6 +184,21 @@ class _Walk:
             file_size=self._size,
             digest=hashlib.sha256(memoryview(self._buffer)[:end]).digest(),
         )
+
+    def _array(self, key: str, values: _Values, lengths: dict[str, int]) -> TokenTable | None:
+        """Read an array; returns the table of tokens if it is that one."""
+        item = self._value_type()
+        lengths[key] = count = self._count(_MAX_ARRAY, f"entries in {_short(key)}")
+        if item is GGUFValueType.STRING:
+            if key == Keys.General.TAGS and count <= _MOST_TAGS:
+                values[key] = [self._string() for _ in range(count)]
+                return None
+            return self._strings(count, keep=key == TOKENS_KEY)
+        if item is GGUFValueType.ARRAY:
+            raise self._damaged(f"{_short(key)} is an array of arrays")
+        if (numbers := self._numbers(_FORMATS[item], count)) is not None:
+            values[key] = numbers
+        return None
 
     def _preamble(self) -> tuple[int, int]:
         if self._size == 0:

@@ -42,7 +42,7 @@ __all__ = ["Catalog", "MetadataCache", "model_files", "scan", "signature", "sile
 Signature = list[list[int]]
 
 # Raise it when the readers give another result for the same file.
-_VERSION: Final = 6
+_VERSION: Final = 7
 
 
 def signature(files: Iterable[Path]) -> Signature:

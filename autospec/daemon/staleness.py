@@ -163,8 +163,6 @@ _CORRELATION_AT_MOST = 0.875
 _MATTERS = 0.05
 # For requests of one model and prompt type, correlated as above; both directions, speed and acceptance together.
 FALSE_ALARMS_PER_1000 = 0.2
-# Shorter answers give no speed: the first token takes half of their time.
-_MIN_TOKENS = 8
 _NEWEST = 4000
 
 
@@ -307,13 +305,13 @@ def drift_of(samples: Iterable[Sample]) -> Drift | None:
 
 def _telling(samples: Iterable[Sample]) -> list[Sample]:
     """The newest requests that give a speed."""
-    return [s for s in samples if s.predicted_tokens >= _MIN_TOKENS and s.predicted_ms > 0][-_NEWEST:]
+    return [s for s in samples if s.tps is not None][-_NEWEST:]
 
 
 def _values(what: str, samples: Sequence[Sample]) -> list[float]:
     """Generation speed in tokens per second, or accepted ÷ drafted tokens, of each request that tells it."""
     if what == "speed":
-        return [1000.0 * s.predicted_tokens / s.predicted_ms for s in samples]
+        return [s.tps for s in samples if s.tps is not None]
     return [s.accepted / s.drafted for s in samples if s.drafted and s.accepted is not None]
 
 

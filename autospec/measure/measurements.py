@@ -51,6 +51,11 @@ __all__ = [
 ]
 
 
+# llama-server counts the first token's time to the prompt: an answer of one token took 0.001 ms. With other servers, the first token of
+# a short answer takes half of its time.
+_TIMED_TOKENS = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One request that the proxy answered: numbers only, no text.
@@ -76,6 +81,13 @@ class Sample:
     cached_tokens: int | None = None
     concurrent: int | None = None
     temperature: float | None = None
+
+    @property
+    def tps(self) -> float | None:
+        """Generated tokens per second; ``None`` for an answer that is too short to tell it."""
+        if self.predicted_tokens < _TIMED_TOKENS or self.predicted_ms <= 0.0:
+            return None
+        return 1000.0 * self.predicted_tokens / self.predicted_ms
 
 
 CACHED_SHARE: Mapping[PromptType, float] = MappingProxyType(

@@ -31,6 +31,7 @@ from autospec.proxy.request import (
     ProxyRequest,
     Refused,
     RequestBody,
+    answers_of,
     check_name,
     embeds,
     forced_prompt_type,
@@ -40,6 +41,8 @@ from autospec.proxy.request import (
     parse,
     prompt_size,
     read_body,
+    sets_drafting,
+    starts_model,
     temperature_of,
     wants_off,
 )
@@ -266,6 +269,8 @@ class Proxy:
                 images=has_images(document),
                 temperature=temperature_of(document),
                 is_probe=is_probe,
+                answers=answers_of(document),
+                sets_drafting=sets_drafting(document),
             )
         return wanted, intake.body(path)
 
@@ -277,12 +282,14 @@ class Proxy:
         return await self._relay.answer(request, RouteRequest(running, is_probe=True), RequestBody())
 
     def _model(self, request: web.BaseRequest, path: str, named: str) -> tuple[str, bool]:
-        """The model that a request is for, and whether it only reads a running one.
+        """The model that a request is for, and whether it is a probe, which is only for a running one.
 
-        One that names none and changes nothing (/props, /slots, the web page) means a running one, if there is one.
+        A probe that names none (/props, /slots, the web page) means a running one, if there is one. Requests that need no model are
+        probes, too: Ollama's clients ask POST /api/show for each model, and llama.cpp's page POST /v1/streams/lookup.
         """
         default = self._rules.default_model
-        if request.method not in _READING:
+        reads = request.method in _READING
+        if not reads and starts_model(path):
             return named or meant_model(self._dispatch.offered(), default), False
         offered = self._dispatch.offered()
         found = find_offered(offered, named) if named else None
@@ -291,7 +298,12 @@ class Proxy:
         running = (found.name if found.running else None) if found else running_model(offered, default)
         # An attached server runs already, and has lists and versions of its own.
         is_attached = all(o.backend == "attached" for o in ([found] if found else offered))
+        if is_attached and not reads:
+            return named or meant_model(offered, default), False
         may_attach = is_attached and request.method == "GET" and not _is_polled(path)
+        if running is None and not reads:
+            message = f"No server runs that {request.method} {path[:100]} could be for, and it starts none."
+            raise Refused(ProxyProblem(404, message, "not_found"))
         if running is None and not may_attach and not _may_start(request, path):
             what = f"{found.name} is not running." if found else "No model is running."
             message = f"{what} The first request to a model starts it."

@@ -68,8 +68,6 @@ def _content(name: str) -> bytes:
 _KEPT: Final = 50
 # Ten models with every prompt type and two draftings; the kinds that were used least recently are forgotten.
 _MOST_KINDS: Final = 240
-# Single answers of less than this many tokens say nothing about speed.
-_LEAST_TOKENS: Final = 8
 _SHOWN: Final = 30
 
 _Kind = tuple[str, PromptType | None, Drafting]
@@ -106,11 +104,7 @@ class LiveFigures:
 
 def _row(kind: _Kind, samples: tuple[Sample, ...], answers: int) -> dict[str, Any]:
     model, prompt_type, drafting = kind
-    speeds = [
-        1000.0 * s.predicted_tokens / s.predicted_ms
-        for s in samples
-        if s.predicted_ms > 0 and s.predicted_tokens >= _LEAST_TOKENS
-    ]
+    speeds = [s.tps for s in samples if s.tps is not None]
     drafted = sum(s.drafted or 0 for s in samples)
     accepted = sum(s.accepted or 0 for s in samples)
     return {

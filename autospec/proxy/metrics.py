@@ -92,7 +92,7 @@ class Metrics:
         )
         self._speed = Histogram(
             "autospec_generation_tokens_per_second",
-            "Token generation speed of each answer.",
+            "Token generation speed of each answer that is long enough to tell it.",
             _LABELS,
             buckets=_TPS_BUCKETS,
             registry=registry,
@@ -138,8 +138,8 @@ class Metrics:
         for kind, count in counts.items():
             if count:
                 _counter(self._tokens, *labels, kind).inc(count)
-        if sample.predicted_ms > 0:
-            _histogram(self._speed, *labels).observe(1000 * sample.predicted_tokens / sample.predicted_ms)
+        if (tps := sample.tps) is not None:
+            _histogram(self._speed, *labels).observe(tps)
 
     def left(self, model: str = "", waited_s: float | None = None, *, is_probe: bool = False) -> None:
         """Record a client that left before a server had its request: while it sent it, or, with a model, while it waited."""

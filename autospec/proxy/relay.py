@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +41,9 @@ _LOG = logging.getLogger(__name__)
 
 # A request that kills two servers does not get a third.
 _ATTEMPTS = 2
+# Why a connection cannot be made: the proxy's own shortage, of which the server knows nothing.
+_OWN_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+_RETRY_AFTER_S = 2
 # asyncio's own high-water mark: above it the relay waits for the client.
 _LAG_BYTES = 64 * 1024
 # A longer event is passed on in parts, to bound the memory.
@@ -284,18 +288,22 @@ class Relay:
                         passage.retried = True
                         self._retried(lease.model)
                 finally:
-                    self._tell(lease, passage)
+                    self._tell(lease, passage, wanted)
             # One deadline for all attempts.
             wanted = replace(wanted, waited_s=wanted.waited_s + waited_s)
         message = f"The server of {wanted.model} broke the connection before it answered, {_ATTEMPTS} times."
         raise Refused(ProxyProblem(502, message, "backend_failed"))
 
-    def _tell(self, lease: Lease, passage: _Passage) -> None:
+    def _tell(self, lease: Lease, passage: _Passage, wanted: RouteRequest) -> None:
         """Tell of an attempt. An answer that has passed must not fail because it could not be counted."""
+        if passage.unsent:
+            return  # the refusal counts
         try:
             outcome = passage.outcome()
-            if outcome.counts is not None:
-                lease.answered(outcome.counts.predicted_tokens, outcome.counts.whole_prompt_tokens)
+            if (counts := outcome.counts) is not None:
+                # Of several answers, these are the counts of one.
+                whole_prompt = counts.whole_prompt_tokens if wanted.answers == 1 else None
+                lease.answered(counts.predicted_tokens * wanted.answers, whole_prompt)
             self._seen(outcome)
         except Exception:  # noqa: BLE001 - logged with its traceback
             _LOG.exception("proxy: an answer of %s could not be counted", lease.model)
@@ -313,6 +321,7 @@ class _Passage:
         waiting: _WaitingStream | None,
     ) -> None:
         self.retried = False  # another server is asked after this one
+        self.unsent = False  # it was refused before the server had it
         self._request = request
         self._lease = lease
         self._tail = UsageReader()
@@ -376,6 +385,7 @@ class _Passage:
             concurrent=lease.concurrent,
             temperature=lease.temperature,
             keeps_cache=lease.keeps_cache,
+            sets_drafting=self._wanted.sets_drafting,
         )
 
     async def run(self, upstream: Upstream, headers: CIMultiDict[str], content: bytes) -> web.StreamResponse:
@@ -454,8 +464,14 @@ class _Passage:
             message = f"The server of {lease.model} sent an answer that is not HTTP: {error}."
             raise Refused(ProxyProblem(502, message, "backend_failed")) from error
         except BrokenError as error:
+            if isinstance(cause := error.__cause__, OSError) and cause.errno in _OWN_SHORTAGE:
+                message = f"The proxy cannot connect to a server: {cause.strerror}. Try again in a moment."
+                problem = ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
+                self.unsent = True
+                raise Refused(problem) from error
             raise _BrokeEarlyError from error
         except LineBreakError:
+            self.unsent = True
             raise Refused(
                 ProxyProblem(400, "A header or the path contains a line break.", "invalid_header")
             ) from None
@@ -573,8 +589,8 @@ class _Passage:
 
 def _target(request: web.BaseRequest) -> str:
     """Path and query as the client wrote them; of an absolute URL (RFC 9112 §3.2.2) the host is dropped."""
-    raw = request.raw_path
-    return raw if raw.startswith("/") else request.rel_url.raw_path_qs
+    raw = request.raw_path if request.raw_path.startswith("/") else request.rel_url.raw_path_qs
+    return raw if raw.startswith("/") else f"/{raw}"
 
 
 def _allow_filler(

@@ -32,6 +32,7 @@ __all__ = [
     "ProxyRequest",
     "Refused",
     "RequestBody",
+    "answers_of",
     "check_name",
     "embeds",
     "for_backend",
@@ -43,6 +44,8 @@ __all__ = [
     "parse",
     "prompt_size",
     "read_body",
+    "sets_drafting",
+    "starts_model",
     "temperature_of",
     "wants_off",
 ]
@@ -69,8 +72,13 @@ _HOP_BY_HOP = _names(
     "transfer-encoding",
     "upgrade",
 )
+# Under this name llama-server keeps an answer for a client that left, and writes it to its end. Its page sends it since summer 2026. The
+# proxy would take such a server for idle: it would unload or replace it, or let a daemon measure beside it.
+_CONVERSATION = "x-conversation-id"
 # Host and Content-Length belong to the new request, the proxy has answered Expect, the last two are for the proxy.
-_NOT_FOR_BACKEND = _HOP_BY_HOP | _names("host", "content-length", "expect", PROMPT_TYPE, DRAFTING)
+_NOT_FOR_BACKEND = _HOP_BY_HOP | _names(
+    "host", "content-length", "expect", _CONVERSATION, PROMPT_TYPE, DRAFTING
+)
 # They may hold the proxy's own key, which a backend must not see.
 _WITHOUT_CREDENTIALS = _NOT_FOR_BACKEND | _names("authorization", "x-api-key")
 
@@ -116,9 +124,25 @@ _NAME_CHARACTERS = 512
 _BEFORE_JSON = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*")
 
 _GENERATING = frozenset(
-    {"/chat/completions", "/completions", "/completion", "/responses", "/messages", "/infill"}
+    {
+        *("/chat/completions", "/completions", "/completion", "/responses", "/messages", "/infill"),
+        "/engines/copilot-codex/completions",  # of llama-cpp-python
+    }
 )
 _EMBEDDING = frozenset({"/embeddings", "/embedding", "/rerank", "/reranking"})
+_HEARING = "/audio/transcriptions"
+# What else is worth the start of a model. The same list for all backends: llama-server's routes, and /extras of llama-cpp-python. The other
+# routes tell of a server that runs, or change it (/slots/N, /v1/stream).
+_STARTING = frozenset(
+    {
+        *("/tokenize", "/detokenize", "/apply-template", "/lora-adapters", "/tools"),
+        *("/messages/count_tokens", "/chat/completions/input_tokens", "/responses/input_tokens"),
+        *("/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize"),
+        *_GENERATING,
+        *_EMBEDDING,
+        _HEARING,
+    }
+)
 
 
 class Refused(Exception):  # noqa: N818 - the request is at fault, not the proxy
@@ -174,6 +198,11 @@ def generates(path: str) -> bool:
     return path.removeprefix("/v1") in _GENERATING
 
 
+def starts_model(path: str) -> bool:
+    """True if a POST to this path needs a model, and so may start one."""
+    return path.removeprefix("/v1") in _STARTING
+
+
 def embeds(path: str) -> bool:
     """True if a POST to this path asks for embeddings, or for texts to be ranked."""
     return path.removeprefix("/v1") in _EMBEDDING
@@ -181,7 +210,7 @@ def embeds(path: str) -> bool:
 
 def hears(path: str) -> bool:
     """True if a POST to this path sends a sound in a form, for which a server needs a projector."""
-    return path.removeprefix("/v1") == "/audio/transcriptions"
+    return path.removeprefix("/v1") == _HEARING
 
 
 # Content parts with something else than text: OpenAI's chat, its responses, Anthropic's messages.
@@ -426,6 +455,24 @@ def temperature_of(document: Mapping[str, Any]) -> float | None:
         return float(asked) if math.isfinite(asked) else None
     except OverflowError:  # an integer with hundreds of digits
         return None
+
+
+# More answers to one request are counted as this many: servers refuse them.
+_MOST_ANSWERS = 256
+
+
+def answers_of(document: Mapping[str, Any]) -> int:
+    """How many answers a request asks for, which a server writes at once: of several prompts, or several of each."""
+    prompts, asked = document.get("prompt"), document.get("n_cmpl", document.get("n"))
+    # llama-server takes a list with ids for one prompt, also if texts are among them.
+    several = len(prompts) if isinstance(prompts, list) and int not in map(type, prompts) else 1
+    of_each = asked if type(asked) is int else 1
+    return min(max(several, 1) * max(of_each, 1), _MOST_ANSWERS)
+
+
+def sets_drafting(document: Mapping[str, Any]) -> bool:
+    """True if a request changes the drafting by fields of llama-server: builds of 2025 obey ``speculative.n_max`` and others."""
+    return any(name.startswith("speculative.") for name in document)
 
 
 def _loads(content: bytes) -> Any:

@@ -147,18 +147,21 @@ class RequestOutcome:
     streamed: bool = False  # server-sent events
     counts: TokenCounts | None = None
     limit: Limit | None = None  # that the request is beyond
-    concurrent: int = 1  # most requests that the model answered at once, this one included
+    concurrent: int = 1  # most answers that the model wrote at once, those to this request included
     temperature: float | None = None  # None if it generates nothing
     keeps_cache: bool = True  # False if the server has no prompt cache because a draft is loaded
+    sets_drafting: bool = False  # its fields may have changed the drafting
 
 
 def sample_of(outcome: RequestOutcome) -> Sample | None:
-    """The sample of a request; ``None`` if it says nothing about speed.
+    """The sample of a request; ``None`` if it says nothing about the speed of its drafting.
 
     If the server reports no times, the proxy's clock is used, for streams only: other answers arrive all at once.
     """
     counts = outcome.counts
     if counts is None or not outcome.complete or outcome.status != 200 or counts.predicted_tokens < 1:
+        return None
+    if outcome.sets_drafting and outcome.drafting != OFF:
         return None
     prompt_ms, predicted_ms = counts.prompt_ms, counts.predicted_ms
     if prompt_ms is None or predicted_ms is None:

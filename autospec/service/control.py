@@ -339,13 +339,14 @@ class Listening:
     ) -> None:
         self._now = now
         self._accept_at_s: float | None = None
+        self._state_dir = state_dir
         self._path = control_path(state_dir)
         self._selector = selector
         self._hear = hear
         self._peers: dict[int, Peer] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._bind(state_dir)
+            self._bind()
         except BaseException:
             self._socket.close()
             raise
@@ -353,7 +354,12 @@ class Listening:
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
 
     def resume(self) -> float | None:
-        """Accept again after a pause; returns the seconds that are left of it, ``None`` if there is none."""
+        """Accept again after a pause; returns the seconds that are left of it, ``None`` if there is none.
+
+        Also listen again if the socket's file is gone: nobody could ask the daemon, and a second one could start beside it.
+        """
+        if not os.path.lexists(self._path):
+            self._listen_again()
         if self._accept_at_s is None:
             return None
         if (left_s := self._accept_at_s - self._now()) > 0:
@@ -384,7 +390,23 @@ class Listening:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 
-    def _bind(self, state_dir: Path) -> None:
+    def _listen_again(self) -> None:
+        """Put a socket where the old one was removed (a person, a program that cleans up); connections that are open stay."""
+        old, self._socket = self._socket, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._bind()
+            self._inode = self._path.stat().st_ino
+        except (OSError, BusyError, SettingsError):  # the folder is gone too, or another daemon was faster
+            self._socket.close()
+            self._socket = old
+            return
+        with suppress(KeyError):
+            self._selector.unregister(old)
+        old.close()
+        self._accept_at_s = None
+        self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
+
+    def _bind(self) -> None:
         folder = self._path.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
@@ -393,7 +415,7 @@ class Listening:
             )
         with suppress(OSError):
             if stat.S_ISSOCK(self._path.lstat().st_mode):
-                self._take_over(state_dir)
+                self._take_over()
         mask = os.umask(0o177)
         try:
             self._socket.bind(str(self._path))
@@ -402,9 +424,9 @@ class Listening:
         self._socket.listen(_BACKLOG)
         self._socket.setblocking(False)
 
-    def _take_over(self, state_dir: Path) -> None:
+    def _take_over(self) -> None:
         """Remove the socket of a daemon that was killed; refuse if its daemon is alive."""
-        if daemon_listens(state_dir):
+        if daemon_listens(self._state_dir):
             raise BusyError(
                 f"A daemon is already running: it listens at {self._path}.",
                 "`autospec daemon --status` shows what it is doing.",

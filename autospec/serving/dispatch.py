@@ -117,6 +117,8 @@ class RouteRequest:
         waited_s: How long the request has already waited for a server that then broke.
         images: True if the prompt has an image, a sound or a video, which takes a server with a projector.
         embeds: True if it asks for embeddings, or for texts to be ranked.
+        answers: How many answers it asks for, which the server writes at once.
+        sets_drafting: True if its fields may change the server's drafting.
         number: The same for all attempts at one request.
     """
 
@@ -128,6 +130,8 @@ class RouteRequest:
     waited_s: float = 0.0
     images: bool = False
     embeds: bool = False
+    answers: int = 1
+    sets_drafting: bool = False
     number: int = field(default_factory=itertools.count(1).__next__, compare=False, kw_only=True)
 
     @property
@@ -195,7 +199,7 @@ class Lease(Protocol):
         limit: The limit of the recommended drafting that the request is beyond; ``None`` if it is within all of them.
         why_off: Why there is no drafting, by prompt type, because a prompt may be read later; empty with a drafting.
         why_else: The same for other prompt types: the request's own reason; ``None`` with a drafting.
-        concurrent: Most requests that the model answered at once during the lease, this one included.
+        concurrent: Most answers that the model wrote at once during the lease, those to this request included.
         temperature: Of this request, the server's default included; ``None`` if it generates nothing.
         keeps_cache: False if the server has no prompt cache because a draft is loaded, whether this request drafts or not.
     """

@@ -277,22 +277,27 @@ class Reconciler:
             now_s=now,
             deadline_s=self.queue.deadline_s,
             at_once={name for name in kept if self._drafts_against_the_users_will(name)},
+            later={
+                (name, entry.drafting)
+                for name, entries in kept.items()
+                for entry in entries
+                if self.backoff.not_before_s(name, entry.drafting) > now
+            },
         )
         self.pool.drain(actions)
         # Where two servers do not fit, none runs between the old one and the new one.
         drained = {launch.model for launch in held if launch.number in actions.drain}
         self._restarting |= {model for model in drained if model in kept and not self.pool.live(model)}
         for name, entry in actions.start:
-            if self.backoff.not_before_s(name, entry.drafting) <= now:
-                model, engine = self.options.served(name)
-                self.pool.start(
-                    model,
-                    engine,
-                    entry,
-                    self.options.args(model),
-                    self.options.projector(model),
-                    identity=self.options.identity(name, entry.drafting),
-                )
+            model, engine = self.options.served(name)
+            self.pool.start(
+                model,
+                engine,
+                entry,
+                self.options.args(model),
+                self.options.projector(model),
+                identity=self.options.identity(name, entry.drafting),
+            )
         self.queue.serve(self._lend)
 
     def _waiting(self, now_s: float) -> dict[str, list[Waiting]]:
@@ -433,13 +438,15 @@ class Reconciler:
             why_else=why_else,
             temperature=self._temperature(request),
             number=request.number,
+            answers=request.answers,
             is_probe=request.is_probe,
             returned=returned,
         )
         if request.prompt is not None:
             answering.add(lease)
+            at_once = sum(other.answers for other in answering)
             for other in answering:
-                other.concurrent = max(other.concurrent, len(answering))
+                other.concurrent = max(other.concurrent, at_once)
         if limit is not None:
             self.demand.went_beyond(model, limit, begun)
         return lease
@@ -452,7 +459,7 @@ class Reconciler:
             return None
         return beyond(
             advice.limits_for(request.facts.prompt_type),
-            at_once=len(self._answering.get(request.model, ())) + 1,
+            at_once=sum(lease.answers for lease in self._answering.get(request.model, ())) + request.answers,
             prompt_tokens=self.prompt_lengths.estimate(request.model, request),
             temperature=self._temperature(request),
         )

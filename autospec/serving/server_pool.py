@@ -77,6 +77,7 @@ def next_actions(
     now_s: float = 0.0,
     deadline_s: float = math.inf,
     at_once: Container[str] = (),
+    later: Container[tuple[str, Drafting]] = (),
 ) -> PoolActions:
     """What to do now so that `kept` runs (by model, the most important first). Pure, without memory of earlier calls.
 
@@ -89,7 +90,13 @@ def next_actions(
     that. If one is drained and a request has waited for `_LEND_AGAIN_S`, it is lent again; or for half of `deadline_s`, if that is
     shorter, or if another request needs the new server. It is lent again without delay if it is kept after all. A server that starts
     is never drained while a request waits for it: each of two models would end the other's load for ever.
+
+    What is `later` failed just now: it does not start yet, so nothing makes room for it.
     """
+    missing = {
+        model: [entry for entry in _missing(model, wanted, servers) if (model, entry.drafting) not in later]
+        for model, wanted in kept.items()
+    }
     awaited = frozenset[int]().union(*(asked.able for groups in waiting.values() for asked in groups))
     unwanted = [
         server
@@ -99,7 +106,14 @@ def next_actions(
         and not (server.state is InstanceState.STARTING and server.number in awaited)
     ]
     again = _lent_again(
-        servers, unwanted, kept, waiting, limit_bytes=limit_bytes, deadline_s=deadline_s, at_once=at_once
+        servers,
+        unwanted,
+        kept,
+        waiting,
+        missing=missing,
+        limit_bytes=limit_bytes,
+        deadline_s=deadline_s,
+        at_once=at_once,
     )
     answering = {server.number for server in servers if server.state.live} | set(again)
     replaced = [
@@ -114,9 +128,9 @@ def next_actions(
     start: list[tuple[str, LaunchEstimate]] = []
     # Models without a server first: a better one must not take the room in which another model's old server was.
     have = {server.model for server in servers if server.number in answering}
-    for model, wanted in sorted(kept.items(), key=lambda entry: entry[0] in have):
+    for model in sorted(kept, key=have.__contains__):
         needs = not all(asked.able & answering for asked in waiting.get(model, ()))
-        for entry in _missing(model, wanted, servers):
+        for entry in missing[model]:
             if holding and MemoryEstimate.total_bytes([*holding, entry.footprint]) > limit_bytes:
                 may_go = [
                     server
@@ -171,6 +185,7 @@ def _lent_again(
     kept: Mapping[str, Sequence[LaunchEstimate]],
     waiting: Mapping[str, Sequence[Waiting]],
     *,
+    missing: Mapping[str, Sequence[LaunchEstimate]],
     limit_bytes: int,
     deadline_s: float,
     at_once: Container[str],
@@ -189,7 +204,7 @@ def _lent_again(
         if not all(asked.able & there for asked in groups)
         and any(
             MemoryEstimate.total_bytes([*staying, entry.footprint]) > limit_bytes
-            for entry in _missing(model, kept.get(model, ()), servers)
+            for entry in missing.get(model, ())
         )
     }
     again: list[int] = []
@@ -492,6 +507,7 @@ class ServerLease:
     """A `Lease` that holds a server from construction on; `returned` gets the lease when it ends.
 
     Attributes:
+        answers: How many answers its request asks for.
         tokens: The reported generated tokens; ``None`` if nothing was reported.
         prompt_tokens: Likewise those of the whole prompt.
     """
@@ -508,6 +524,7 @@ class ServerLease:
         why_else: WhyOff | None = None,
         temperature: float | None = None,
         number: int = 0,
+        answers: int = 1,
         is_probe: bool = False,
         returned: Callable[[ServerLease], None] = lambda _: None,
     ) -> None:
@@ -527,7 +544,7 @@ class ServerLease:
         self.why_else = why_else
         self.temperature = temperature
         self.keeps_cache = launch.drafting.is_off or not engine.capabilities.drafts_uncached
-        self.concurrent = 1
+        self.answers = self.concurrent = answers
         self.tokens: float | None = None
         self.prompt_tokens: int | None = None
         self._returned = returned

@@ -301,13 +301,16 @@ def open_store(url: str, tell: Callable[[str], None] = lambda _: None) -> Store:
                 write_hint(str(error)) or "Set another `storage` in the config.",
             ) from error
     try:
-        engine = sa.create_engine(parsed, connect_args=connect_args(parsed))
+        # Pinged: a PostgreSQL that was started again has closed the connections that are kept.
+        engine = sa.create_engine(parsed, connect_args=connect_args(parsed), pool_pre_ping=True)
     except (ImportError, sa.exc.ArgumentError) as error:
         raise StoreError(
             f"The storage {parsed.get_backend_name()} needs a driver that is not installed: {error}.",
             f"{install_line('postgres')} for PostgreSQL, or use SQLite.",
         ) from error
     durable(engine)
+    if sqlite_file and sqlite_file != ":memory:":
+        _follow_file(engine, Path(sqlite_file))
     with plain_errors(engine):
         if sqlite_file:
             with engine.connect() as connection:
@@ -359,6 +362,26 @@ def durable(engine: sa.Engine, platform: str = sys.platform) -> None:
         @sa.event.listens_for(engine, "connect")
         def full_sync(connection: Any, _record: Any) -> None:
             connection.execute("PRAGMA fullfsync=1")
+
+
+def _follow_file(engine: sa.Engine, path: Path) -> None:
+    """Open a SQLite file again that was deleted, moved or replaced: what is written to the old one is lost, without an error."""
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @sa.event.listens_for(engine, "checkout")
+    def look(_connection: Any, record: Any, _proxy: Any) -> None:
+        now = identity()
+        if record.info.get("file") is None:
+            record.info["file"] = now
+        elif record.info["file"] != now:
+            open_store(engine.url.render_as_string(hide_password=False)).close()  # its tables, if it is new
+            raise sa.exc.DisconnectionError("its file is another one now")
 
 
 _SAMPLE = tuple(f.name for f in fields(Sample))

@@ -157,7 +157,7 @@ def open_storage(url: str, *, ready_s: float = _GRPC_READY_S) -> BaseStorage:
     read_url(url)
     try:
         with first_use(url):
-            return RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)})
+            return RDBStorage(url, engine_kwargs={"connect_args": connect_args(url), "pool_pre_ping": True})
     except StoreError:
         raise
     except Exception as error:

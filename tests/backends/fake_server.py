@@ -53,7 +53,14 @@ class Handler(BaseHTTPRequestHandler):
             self._misbehave()
         silent = body.get("id_slot") == 2 and "slot-2-never-drafts" in FAULTS
         drafted = {"draft_n": 8, "draft_n_accepted": 6} if self._drafts() and not silent else {}
-        timings = {"prompt_n": 5, "prompt_ms": 10.0, "predicted_n": 7, "predicted_ms": 70.0, **drafted}
+        tokens = 16 if body.get("max_tokens") == 16 else 7
+        timings = {
+            "prompt_n": 5,
+            "prompt_ms": 10.0,
+            "predicted_n": tokens,
+            "predicted_ms": 10.0 * tokens,
+            **drafted,
+        }
         answer = {
             "choices": [{"message": {"content": "text", "seen": body}, "finish_reason": "stop"}],
             "timings": timings,

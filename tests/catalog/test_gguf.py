@@ -375,11 +375,29 @@ class TestDraftHeads:
         ("llama", {"general.type": "mmproj"}, "projector"),
         ("nomic-bert", {}, "embedding"),
         ("qwen3", {"qwen3.pooling_type": np.uint32(3)}, "embedding"),
+        ("qwen3", {"general.tags": ["transformers", "sentence-similarity"]}, "embedding"),
+        ("qwen3", {"general.tags": ["text-ranking"]}, "embedding"),
+        ("qwen3", {"general.tags": ["text-generation", "feature-extraction"]}, "text"),
+        ("qwen3", {"general.tags": ["conversational", "text-generation"]}, "text"),
+        ("qwen3", {"general.tags": ["feature-extraction"] * 1000}, "text"),
+        ("qwen3", {"general.tags": [1, 2]}, "text"),
+        ("qwen3", {"general.tags": "feature-extraction"}, "text"),
     ],
 )
 def test_role(tmp_path: Path, architecture: str, keys: dict[str, object], role: str) -> None:
     """What is no language model says what it is."""
     assert read_gguf(write_gguf(tmp_path / "m.gguf", architecture=architecture, keys=keys)).role == role
+
+
+def test_a_model_with_a_classifier_ranks_texts(tmp_path: Path) -> None:
+    """Qwen3-Reranker: the architecture of a language model, and one more tensor."""
+    arrays = {
+        n: np.ones((32, 32), np.float16)
+        for n in ("token_embd.weight", "blk.0.attn_q.weight", "cls.output.weight")
+    }
+    assert (
+        read_gguf(write_gguf(tmp_path / "m.gguf", architecture="qwen3", tensors=arrays)).role == "embedding"
+    )
 
 
 def test_image_model_is_no_language_model(tmp_path: Path) -> None:

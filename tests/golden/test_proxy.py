@@ -114,6 +114,10 @@ def said(tmp_path_factory, model_files, server_program, this_machine) -> dict[st
             for name, (method, path, more) in REQUESTS.items():
                 answer = client.request(method, path, **{**more, "headers": KEY | more.get("headers", {})})
                 answers[name] = _told(answer, place)
+            # Long enough to tell a speed.
+            client.post(
+                "/v1/chat/completions", json={**CHAT, "max_tokens": 16}, headers=KEY
+            ).raise_for_status()
             answers["metrics"] = _metrics(client.get("/autospec/metrics", headers=KEY))
             with client.stream("GET", "/autospec/v1/events", headers=KEY) as events:
                 answers["events"] = _first_event(events, place)

@@ -12,6 +12,7 @@ import pytest
 
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.proxy.metrics import Metrics, grafana_dashboard
+from autospec.proxy.usage import RequestOutcome, TokenCounts, sample_of
 
 LOOKUP = Drafting(Mode.NGRAM_MOD, ngram_n=12, n_max=16, n_min=0)
 # As `Supervisor.status` says it.
@@ -92,6 +93,22 @@ def test_queue_and_servers():
     }
     assert failures == {"died": 2, "killed": 1, "did_not_start": 0}
     assert value("autospec_start_time_seconds") > 1e9
+
+
+@pytest.mark.parametrize(("tokens", "told"), [(1, 0), (7, 0), (8, 1)])
+def test_a_short_answer_tells_no_speed(tokens, told):
+    """`max_tokens: 1` warms a server up: llama-server says 0.001 ms, which is a million tokens per second."""
+    counts = TokenCounts(5, tokens, 10.0, 0.001 if tokens == 1 else 10.0 * tokens)
+    outcome = RequestOutcome(
+        1.0, "/v1/completions", "main", "llama-server", "b1", None, OFF,
+        status=200, complete=True, counts=counts,
+    )  # fmt: skip
+    metrics = Metrics(lambda: 0, lambda: 0, dict)
+    metrics.forwarded(outcome, sample_of(outcome))
+    text = metrics.exposition().decode()
+    seen = re.findall(r"^autospec_generation_tokens_per_second_count\{.*\} (\S+)$", text, re.MULTILINE)
+    assert sum(map(float, seen)) == told
+    assert f'kind="predicted",model="main",prompt_type=""}} {tokens}.0' in text
 
 
 def test_names_are_as_prometheus_asks():

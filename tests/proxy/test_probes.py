@@ -108,7 +108,12 @@ def test_a_probe_is_answered_by_whichever_server_runs():
         ("GET", "/slots", True),
         ("GET", "/metrics", True),
         ("GET", "/props?model=main", True),
+        ("POST", "/api/show", True),
+        ("POST", "/v1/streams/lookup", True),
+        ("POST", "/slots/0?action=erase", True),
+        ("DELETE", "/v1/stream?conv_id=1", True),
         ("POST", "/tokenize", False),
+        ("POST", "/v1/messages/count_tokens", False),
         ("POST", CHAT, False),
     ],
 )
@@ -178,6 +183,31 @@ def test_polls_start_no_model(loop, dispatch, storage, method, path, headers, de
     if method != "HEAD":
         assert answer.json()["error"]["code"] == "no_model_running"
     assert not dispatch.wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/show"),
+        ("POST", "/api/chat"),
+        ("POST", "/v1/streams/lookup"),
+        ("POST", "/v1/chat/completions/"),
+        ("POST", "/slots/0?action=erase"),
+        ("PUT", CHAT + "/x"),
+        ("DELETE", "/v1/stream?conv_id=1"),
+    ],
+)
+def test_what_needs_no_model_starts_none(loop, dispatch, storage, method, path):
+    """Ollama's clients ask /api/show for each model again and again: each question loaded one, for a 404."""
+    dispatch.running = False
+    with proxy_over(loop, dispatch, storage) as proxy:
+        for body in ({"model": "main"}, {}):
+            answer = ask(proxy, method, path, json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert not dispatch.wanted
+        dispatch.servers[0].backend = "attached"  # it runs, and may have this route
+        assert ask(proxy, method, path, json={"model": "main"}).status_code == 200
+    assert [w.is_probe for w in dispatch.wanted] == [False]
 
 
 @pytest.mark.parametrize("opened", PAGE_OPENED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 import struct
@@ -323,3 +324,54 @@ def test_a_stream_that_need_not_wait_keeps_its_headers(proxy, backend):
     answer = httpx.post(proxy.base_url + CHAT, content=STREAM, trust_env=False, timeout=20)
     assert answer.content == EVENTS[0]
     assert answer.headers["x-autospec-drafting"] == "off"
+
+
+def test_an_answer_ends_with_its_client_whatever_its_page_asks_for(proxy, backend):
+    """llama-server writes an answer with this header to its end after its client left; the proxy took the server for idle."""
+    headers = {"x-conversation-id": "a", "X-Other": "b"}
+    httpx.post(proxy.base_url + CHAT, content=BODY, headers=headers, trust_env=False).raise_for_status()
+    assert backend.asked[0].header(b"x-conversation-id") is None
+    assert backend.asked[0].header(b"x-other") == b"b"
+
+
+@pytest.mark.parametrize(
+    ("target", "passed"),
+    [(b"http://localhost", b"/"), (b"http://localhost?a=1", b"/?a=1"), (b"http://localhost/x?a", b"/x?a")],
+)
+def test_an_absolute_target_without_a_path_means_the_root(proxy, backend, target, passed):
+    """RFC 9112 section 3.2.2; llama-server answered 400 to a request line without a target."""
+    exchange(proxy.base_url, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
+    assert backend.asked[0].line == b"GET %s HTTP/1.1" % passed
+
+
+def test_the_proxys_own_shortage_is_no_death_of_a_server(loop, proxy, dispatch, monkeypatch):
+    """Without a free file descriptor every answer was a 502, after two attempts that each made a living server suspect."""
+
+    async def no_descriptor(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as context:
+        context.setattr(loop.loop, "create_connection", no_descriptor)
+        answer = httpx.post(proxy.base_url + CHAT, content=BODY, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert "Too many open files" in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"] == "2"
+    assert metrics(proxy) == {"overloaded": 1.0}  # not `broken`, for which there is an alert
+    assert dispatch.servers[0].deaths == 0
+    assert len(dispatch.wanted) == 1
+
+
+def test_several_answers_to_one_request_are_planned_for(proxy, backend, dispatch):
+    """The counts are those of one: the tokens of three were lost, and three prompts' bytes were compared with one's tokens."""
+    timings = {"cache_n": 0, "prompt_n": 5, "prompt_ms": 1.0, "predicted_n": 9, "predicted_ms": 90.0}
+
+    async def behave(asked):
+        await asked.answer(json.dumps({"timings": timings}).encode())
+
+    backend.behaviour = behave
+    for n in (1, 3):
+        body = {"model": "main", "messages": [], "n": n}
+        httpx.post(proxy.base_url + CHAT, json=body, trust_env=False).raise_for_status()
+    assert [wanted.answers for wanted in dispatch.wanted] == [1, 3]
+    wait_until(lambda: dispatch.servers[0].tokens == 9 + 27)
+    assert dispatch.servers[0].prompt_tokens == 5

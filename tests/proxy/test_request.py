@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autospec.proxy.request import ProxyRequest, Refused, parse
+from autospec.proxy.request import ProxyRequest, Refused, answers_of, parse, sets_drafting
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -66,3 +66,34 @@ def test_fields_are_set_and_all_others_keep_their_value(value):
     request = parse(content, {}).body("/v1/chat/completions")
     assert request.content_with({}) is content
     assert json.loads(request.content_with(fields)) == {**json.loads(content), **fields}
+
+
+@pytest.mark.parametrize(
+    ("document", "answers"),
+    [
+        ({"messages": []}, 1),
+        ({"messages": [], "n": 3}, 3),
+        ({"prompt": "a", "n_cmpl": 2}, 2),
+        ({"prompt": ["a", "b", [1, 2]]}, 3),
+        ({"prompt": ["a", "b"], "n": 4}, 8),
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": ["a", 2, 3]}, 1),
+        ({"prompt": []}, 1),
+        ({"n": 0}, 1),
+        ({"n": -4}, 1),
+        ({"n": "3"}, 1),
+        ({"n": True}, 1),
+        ({"n": None, "n_cmpl": 2}, 2),
+        ({"n": 10**30}, 256),
+    ],
+)
+def test_how_many_answers_a_request_asks_for(document, answers):
+    """As llama-server counts prompts; whatever the values are."""
+    assert answers_of(document) == answers
+
+
+def test_fields_that_change_the_drafting():
+    """Those of llama-server; MLX's are set by the proxy."""
+    assert sets_drafting({"prompt": "a", "speculative.n_max": 0})
+    assert not sets_drafting({"prompt": "a", "speculative": True, "n_predict": 4})

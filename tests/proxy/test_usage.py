@@ -194,6 +194,17 @@ def test_sample_of_an_answer():
     assert sample_of(replace(outcome, drafting=OFF)).drafted == 0
 
 
+def test_a_request_that_sets_its_own_drafting_tells_nothing_of_the_server_s():
+    """Builds of 2025 obey `speculative.n_max` of a request. Without a draft it changes nothing."""
+    outcome = RequestOutcome(
+        1.0, "/completion", "main", "llama-server", "b5000", None, Drafting(Mode.DRAFT_MODEL, "/d", n_max=4),
+        status=200, complete=True, counts=TokenCounts(5, 8, 1.0, 80.0, 0, 0), sets_drafting=True,
+    )  # fmt: skip
+    assert sample_of(outcome) is None
+    assert sample_of(replace(outcome, sets_drafting=False)) is not None
+    assert sample_of(replace(outcome, drafting=OFF)) is not None
+
+
 @pytest.mark.parametrize(("drafting", "told"), [(OFF, None), (Drafting(Mode.DRAFT_MODEL, "/d", n_max=4), 0)])
 def test_what_is_cached_without_drafting_is_unknown_where_a_draft_keeps_the_cache_away(drafting, told):
     """MLX with a draft loaded: nothing is cached. That holds for drafted requests, and tells nothing of a server without it."""

@@ -280,6 +280,44 @@ def test_a_daemon_that_hangs_is_not_said_to_be_none(tmp_path: Path, monkeypatch:
         listening.close()
 
 
+def test_a_socket_that_was_removed_comes_back(tmp_path: Path):
+    """By hand, or from a temporary folder by a program that cleans up: a second daemon started, and both measured."""
+    path, heard = control_path(tmp_path), []
+    with selectors.DefaultSelector() as selector, socket.socket(socket.AF_UNIX) as earlier:
+        listening = Listening(tmp_path, selector, lambda *told: heard.append(told[1]))
+
+        def turn() -> None:
+            listening.resume()
+            for key, _ in selector.select(0):
+                key.data()
+
+        earlier.connect(str(path))
+        turn()
+        for _ in range(2):
+            path.unlink()
+            turn()
+            with pytest.raises(BusyError, match="already running"):
+                Listening(tmp_path, selector, lambda *_: None)
+        turn()
+        with socket.socket(socket.AF_UNIX) as later:
+            later.connect(str(path))
+            turn()
+            for number, client in enumerate((earlier, later)):
+                client.sendall(encode({"event": number}))
+            turn()
+        assert [message["event"] for message in heard] == [0, 1]
+        path.unlink()
+        tmp_path.rename(tmp_path.with_name("away"))
+        tmp_path.write_text("no folder")
+        turn()
+        tmp_path.unlink()
+        tmp_path.with_name("away").rename(tmp_path)
+        turn()
+        assert path.exists()
+        listening.close()
+        assert not path.exists()
+
+
 def test_who_cannot_be_accepted_waits_and_does_not_keep_the_daemon_awake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

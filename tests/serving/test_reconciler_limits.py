@@ -387,6 +387,24 @@ def test_the_length_of_prompts_is_learned():
     run(scenario())
 
 
+def test_each_answer_to_one_request_counts():
+    """`n: 3`, or three prompts: the server writes three at once, as for three requests."""
+    three = replace(GREEDY_REQUEST, answers=3)
+
+    async def scenario():
+        scene = limited(IN_PAIRS)
+        async with scene.opened() as supervisor:
+            assert await asked(supervisor, three) == [(LOOKUP, Limit.CONCURRENT)]
+            async with await supervisor.lease(three) as alone:
+                assert alone.concurrent == 3
+                async with await supervisor.lease(GREEDY_REQUEST) as beside:
+                    assert (beside.limit, beside.concurrent) == (Limit.CONCURRENT, 4)
+                assert alone.concurrent == 4
+            assert await asked(supervisor, GREEDY_REQUEST) == [(LOOKUP, None)]
+
+    run(scenario())
+
+
 def test_a_lease_knows_its_conditions():
     """The most requests at once while it lasted, and the temperature that the server used."""
 

@@ -159,6 +159,19 @@ def test_one_that_another_request_needs_gone_is_lent_again_later():
     assert next_actions(running, wanted, 115, {"a": both}, deadline_s=300.0).lend_again == (1,)
 
 
+def test_nothing_makes_room_for_what_does_not_start_yet():
+    """A model that failed waits minutes for its next start: no other one is stopped for it, or kept from its requests."""
+    wanted, later = kept(a=(LOOKUP,), b=(OFF,)), {("b", OFF)}
+    answering = busy(1, "a", since_s=0.0)
+    assert next_actions([answering], wanted, 115, {"b": asked()}).drain == (1,)
+    assert next_actions([answering], wanted, 115, {"b": asked()}, later=later) == PoolActions()
+    draining = dataclasses.replace(answering, state=InstanceState.DRAINING)
+    waiting = {"a": asked(1, waited_s=90.0), "b": asked()}
+    assert next_actions([draining], wanted, 115, waiting).lend_again == ()
+    assert next_actions([draining], wanted, 115, waiting, later=later).lend_again == (1,)
+    assert started(next_actions([], wanted, 10_000, waiting, later=later)) == [("a", LOOKUP)]
+
+
 def test_two_that_drain_for_a_third_are_lent_again():
     """The third model's client has given up: neither of the two needs the other's memory."""
     running = [

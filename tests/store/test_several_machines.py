@@ -200,3 +200,20 @@ def test_three_machines_at_once_lose_no_trial_and_do_none_twice(
     rows = [m for s in stored for m in store.measurements(s.cell_key)]
     store.close()
     assert len(rows) == sum(report["measured"] for report in reports), "a finished measurement was lost"
+
+
+def test_a_database_that_was_started_again_is_connected_again(database: str):
+    """A proxy lost its next samples, and a tune its measurement of minutes."""
+    store = open_store(database)
+    store.save_recommendation(recommendation(), Hardware("m-1", "Chip", 1 << 34), KEY)
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:  # what a restart does to connections that are kept
+        connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+            )
+        )
+    engine.dispose()
+    store.save_recommendation(recommendation(), Hardware("m-1", "Chip", 1 << 34), "other")
+    assert len(store.recommendations()) == 2
+    store.close()
