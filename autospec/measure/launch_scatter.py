@@ -24,7 +24,8 @@ comparisons. tests/measure/test_launch_scatter.py checks the limit on simulated 
 Requests of one launch are not independent samples. Kalibera and Jones (*Rigorous Benchmarking in Reasonable Time*, ISMM 2013)
 take the highest level that varies as the unit of the interval. There are two ways to do this here:
 
-* `launch_half_width` adds a known launch scatter to an interval that knows only the requests.
+* `launch_half_width` adds the launch scatter to an interval that knows only the requests: the measured one for launches of off,
+  and at least `ASSUMED_SD` for those with drafting, which are never compared.
 * `unit_estimate` uses *units* as the sample: all values with connected launches, which is one round of the proof because both
   servers are new in each round. It holds for any scatter, but needs many units.
 """
@@ -200,16 +201,16 @@ Floats = npt.NDArray[np.float64]
 _STEPS = 6
 
 
-def launch_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: float) -> float:
+def launch_variance(values: Sequence[LogRatio], *, off_sd: float, drafted_sd: float, turn_sd: float) -> float:
     """Return the variance that launches, and stretches of time, add to the mean of all values.
 
-    It is the sum of the squared shares of all launches, times the variance. `turn_sd` is the standard deviation between two
-    stretches of time, for launches whose requests did not alternate.
+    It is the sum of the squared shares of all launches, times the variance of their side. `turn_sd` is the standard deviation
+    between two stretches of time, for launches whose requests did not alternate.
     """
     total = len(values)
-    launches = Counter(("off", v.off_launch) for v in values)
-    launches.update(("drafted", v.drafted_launch) for v in values)
-    variance = launch_sd**2 * sum((size / total) ** 2 for size in launches.values())
+    off, drafted = Counter(v.off_launch for v in values), Counter(v.drafted_launch for v in values)
+    variance = off_sd**2 * sum((size / total) ** 2 for size in off.values())
+    variance += drafted_sd**2 * sum((size / total) ** 2 for size in drafted.values())
     orders: dict[tuple[str, str], set[bool]] = defaultdict(set)
     for v in values:
         orders[v.stretch].add(v.off_first)
@@ -221,14 +222,23 @@ def launch_variance(values: Sequence[LogRatio], *, launch_sd: float, turn_sd: fl
 def launch_half_width(
     values: Sequence[LogRatio], level: float, scatter: LaunchScatter, *, assumed_sd: float, turn_sd: float
 ) -> float:
-    """Return half of the interval that the scatter of launches adds; `assumed_sd` counts if too little is known."""
+    """Return half of the interval that the scatter of launches adds; `assumed_sd` counts if too little is known.
+
+    Only launches of off are compared. Those with drafting load more, and may differ by more: they never count with less than
+    `assumed_sd`.
+    """
     from scipy import stats  # noqa: PLC0415  (half a second that most commands need not spend)
 
+    normal = float(stats.norm.isf(level))
     if scatter.assumed:
-        quantile, sd = float(stats.norm.isf(level)), max(assumed_sd, scatter.sd)
+        quantile, off_sd = normal, max(assumed_sd, scatter.sd)
     else:
-        quantile, sd = float(stats.t.isf(level, scatter.freedom)), scatter.sd
-    return quantile * math.sqrt(launch_variance(values, launch_sd=sd, turn_sd=turn_sd))
+        quantile, off_sd = float(stats.t.isf(level, scatter.freedom)), scatter.sd
+    # What is assumed has no degrees of freedom.
+    drafted_sd = max(off_sd, assumed_sd * normal / quantile)
+    return quantile * math.sqrt(
+        launch_variance(values, off_sd=off_sd, drafted_sd=drafted_sd, turn_sd=turn_sd)
+    )
 
 
 @dataclass(frozen=True, slots=True)

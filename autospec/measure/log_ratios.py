@@ -317,7 +317,8 @@ def chance_by_signs(values: Sequence[float]) -> float:
     which give a chance of 5 % to ±0.2 points; a normal approximation would call three large values among twenty significant.
     `scipy.stats.permutation_test` gives the same, 300 times slower; the tests compare them.
     """
-    x = np.asarray(values, dtype=float)
+    # Sorted, because drawn patterns give each place its own signs: the order of the prompts must not decide.
+    x = np.sort(np.asarray(values, dtype=float))
     # The order of summation changes the last bits.
     return float(np.mean(_signs(x.size) @ x >= x.sum() - 1e-12))
 

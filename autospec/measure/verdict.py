@@ -50,7 +50,7 @@ __all__ = ["DEFAULT_RULE", "METHOD", "Decision", "Rule", "decide", "failing_word
 
 # Increases when the same pairs may get another verdict: earlier proofs are then evaluated again from their pairs, at the look
 # that they were evaluated at.
-METHOD = 5
+METHOD = 6
 # A gain is large if it outweighs this share of prompts, each slower by this much. Eight prompts drawn from sixteen miss
 # all of five slower ones once in 78 draws.
 _SLOWER_PROMPTS = 1.0 / 3.0
@@ -62,10 +62,9 @@ _LOOKS_BEFORE_GIVING_UP = 3
 # With this many measurements of a prompt, one stall is not their median.
 _SETTLED = 3
 # Shares of each look's error rate. If repeats decide, prompts differ by far more than noise, and a stricter level costs
-# little. Units decide small gains after many rounds; with a measured scatter they are needed less.
+# little. Units decide small gains after many rounds.
 _REPEATS_SHARE = 0.15
 _UNITS_SHARE = 0.7
-_UNITS_SHARE_MEASURED = 0.1
 # Degrees of freedom between units: with fewer, Student's quantile is useless at these levels.
 _LEAST_UNIT_FREEDOM = 4
 # 1.5 standard errors to either side, and the level of an interval of that width.
@@ -304,11 +303,8 @@ class _Evidence:
 
     def view(self, level: float, looks_done: int, *, times: int = 1) -> _View:
         """The evidence at a level that all estimates share, as if every unit had occurred `times` times."""
-        measured = not self.scatter.assumed
         fit = self.fit.repeated(times)
-        units_share = (_UNITS_SHARE_MEASURED if measured else _UNITS_SHARE) * (
-            fit.freedom >= _LEAST_UNIT_FREEDOM
-        )
+        units_share = _UNITS_SHARE * (fit.freedom >= _LEAST_UNIT_FREEDOM)
         repeated = {p: own * times for p, own in by_prompt(self.values).items()}
         stratified = stratified_estimate(list(repeated.values()), _REPEATS_SHARE * level)
         ranks_share = 1.0 - units_share - (_REPEATS_SHARE if stratified is not None else 0.0)

@@ -343,8 +343,8 @@ def _launch_scatter(r: Recommendation, figures: dict[str, Any]) -> list[str]:
         ]
     return [
         (
-            f"Launches of this server differ by {by} (standard deviation, {scatter['freedom']:.0f} degrees of freedom),"
-            " measured on this machine; the verdict allows for it."
+            f"Launches of this server without drafting differ by {by} (standard deviation, {scatter['freedom']:.0f} degrees of"
+            " freedom), measured on this machine; the verdict allows for it."
         )
     ]
 

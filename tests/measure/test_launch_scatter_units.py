@@ -22,13 +22,17 @@ from tests.measure.rows import of_rows
 def test_variance_of_equal_units_falls_with_their_number():
     """Four rounds of eight pairs: two launches each, so 2 · sd² ÷ 4."""
     values = of_rows(np.zeros((8, 4)).tolist())
-    assert launch_variance(values, launch_sd=0.03, turn_sd=0.0) == pytest.approx(2 * 0.03**2 / 4)
+    assert launch_variance(values, off_sd=0.03, drafted_sd=0.03, turn_sd=0.0) == pytest.approx(
+        2 * 0.03**2 / 4
+    )
 
 
 def test_a_launch_that_serves_two_stretches_counts_with_both():
     """Off is launched once for four rounds: its luck does not average. Stretches that share launches are one unit."""
     values = [LogRatio(str(p), "off", f"d{r}", 0.0, off_first=p % 2 == 0) for r in range(4) for p in range(8)]
-    assert launch_variance(values, launch_sd=0.03, turn_sd=0.0) == pytest.approx(0.03**2 * (1 + 1 / 4))
+    assert launch_variance(values, off_sd=0.03, drafted_sd=0.03, turn_sd=0.0) == pytest.approx(
+        0.03**2 * (1 + 1 / 4)
+    )
     assert fit_units(values).units == 1
     chain = [LogRatio(str(k), f"o{k // 2}", f"d{(k + 1) // 2}", 0.0, off_first=True) for k in range(4)]
     assert fit_units(chain).units == 1
@@ -37,18 +41,26 @@ def test_a_launch_that_serves_two_stretches_counts_with_both():
 def test_a_unit_of_a_single_pair_has_no_stretch():
     """One pair cannot alternate, and is no stretch of time; eight pairs in one order are one."""
     single = [LogRatio("p", "o", "d", 0.0, off_first=True)]
-    assert launch_variance(single, launch_sd=0.0, turn_sd=0.05) == 0.0
+    assert launch_variance(single, off_sd=0.0, drafted_sd=0.0, turn_sd=0.05) == 0.0
     stretch = [LogRatio(str(p), "o", "d", 0.0, off_first=True) for p in range(8)]
-    assert launch_variance(stretch, launch_sd=0.0, turn_sd=0.05) == pytest.approx(2 * 0.05**2)
+    assert launch_variance(stretch, off_sd=0.0, drafted_sd=0.0, turn_sd=0.05) == pytest.approx(2 * 0.05**2)
 
 
-def test_measured_scatter_counts_with_students_quantile():
-    """Twelve comparisons know 1 %: the half width is t(12) instead of the assumed 3 % and the normal quantile."""
+def test_measured_scatter_counts_with_students_quantile_for_off_alone():
+    """Twelve comparisons of off know 1 %: launches with drafting still count with 3 % and the normal quantile."""
     values = of_rows(np.zeros((8, 2)).tolist())
+    off, drafted = stats.t.isf(0.004, 12) * 0.01, stats.norm.isf(0.004) * 0.03
     known = launch_half_width(values, 0.004, LaunchScatter(0.01, 12), assumed_sd=0.03, turn_sd=0.0)
-    assert known == pytest.approx(stats.t.isf(0.004, 12) * 0.01)
+    assert known == pytest.approx(math.hypot(off, drafted) / math.sqrt(2.0))
     unknown = launch_half_width(values, 0.004, LaunchScatter(), assumed_sd=0.03, turn_sd=0.0)
-    assert unknown == pytest.approx(stats.norm.isf(0.004) * 0.03)
+    assert unknown == pytest.approx(drafted)
+
+
+def test_a_larger_measured_scatter_counts_for_both_sides():
+    """Launches of off that differ by 5 % say that those with drafting differ by as much."""
+    values = of_rows(np.zeros((8, 2)).tolist())
+    known = launch_half_width(values, 0.004, LaunchScatter(0.05, 12), assumed_sd=0.03, turn_sd=0.0)
+    assert known == pytest.approx(stats.t.isf(0.004, 12) * 0.05)
 
 
 def test_fit_tells_prompts_and_units_apart():

@@ -143,6 +143,13 @@ def test_a_few_large_values_are_chance_however_many_others_there_are(n):
     assert chance_by_signs(values) == pytest.approx(1 / 8, abs=0.01)
 
 
+def test_the_order_of_the_prompts_does_not_change_their_chance():
+    """Beyond 16 values the patterns of signs are drawn, and each place has its own."""
+    rng = np.random.default_rng(5)
+    values = rng.normal(0.05, 0.1, 24)
+    assert len({chance_by_signs(rng.permutation(values)) for _ in range(5)}) == 1
+
+
 def test_chance_by_signs_of_nothing_is_certain():
     """Values that do not differ from zero are no evidence."""
     assert chance_by_signs([0.0] * 20) == 1.0

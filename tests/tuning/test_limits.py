@@ -359,10 +359,11 @@ def test_the_interval_decides(ratio, verdict):
 
 
 def test_the_interval_has_the_scatter_of_launches_in_it():
-    """Unknown launches may differ by 3 %, which an interval of the requests alone would not show."""
+    """Launches may differ by 3 %, those of off if nothing is known of them, which an interval of the requests alone would not show."""
     known = check_of(DEEP, pairs_of(1.3), DEFAULT_RULE, KNOWN).interval
     assumed = check_of(DEEP, pairs_of(1.3), DEFAULT_RULE, LaunchScatter()).interval
-    assert assumed[1] - assumed[0] > 2 * (known[1] - known[0])
+    # Two launches a side instead of the two with drafting alone.
+    assert assumed[1] - assumed[0] > 1.3 * (known[1] - known[0])
 
 
 def test_four_pairs_leave_a_check_open():
