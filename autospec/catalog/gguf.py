@@ -108,11 +108,14 @@ _FULL_ATTENTION_EVERY: Final = {
 # Tensors of a layer with a state: Mamba, gated delta nets and KDA; LFM2's convolutions; RWKV.
 _STATE_TENSOR: Final = re.compile(r"\.(?:ssm_|shortconv\.|time_mix_)")
 # llama.cpp decides by the architecture what its cache can do (`llm_arch_is_recurrent` and `llm_arch_is_hybrid`).
+# The two named last are unknown to gguf-py 0.19, and no tensor tells it: their states are sums of keys and values.
 _STATE_ARCHITECTURES: Final = frozenset(
     MODEL_ARCH_NAMES[architecture]
     for architecture, tensors in MODEL_TENSORS.items()
     if any(_STATE_TENSOR.search(TENSOR_NAMES[t]) for t in tensors)
-)
+) | {"deepseek4", "minimax-01"}
+# Of these, every n-th layer has a KV cache if the file does not say otherwise (`load_arch_hparams` in src/models).
+_KV_CACHE_EVERY: Final = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
 _STATE_KEYS: Final = ("ssm.", "wkv.", "kda.", "shortconv.", "attention.recurrent_layers")
 # Keys and values of attention, alone, fused, or compressed to one latent vector.
 _KV_TENSOR: Final = re.compile(r"blk\.(\d{1,9})\.attn_(?:k|qkv|kv_a_mqa)\.")
@@ -310,19 +313,28 @@ def _kv(keys: _Keys, layers: int) -> tuple[int, int, int]:
     window = keys.of("attention.sliding_window")
     slides = _sliding_layers(keys, layers) if window else [False] * layers
     shared = keys.of("attention.shared_kv_layers")
-    interval = keys.of("full_attention_interval")
+    has_state = _state_layers(keys, layers)
     wide = 2 * (key_length + value_length)
     narrow = 2 * (
         keys.of("attention.key_length_swa", key_length) + keys.of("attention.value_length_swa", value_length)
     )
     total = sliding = 0
     for layer in range(layers - shared):
-        if interval and (layer + 1) % interval:
+        if has_state[layer]:
             continue
         size = heads_kv[layer] * (narrow if slides[layer] else wide)
         total += size
         sliding += size if slides[layer] else 0
     return total, sliding, window if sliding else 0
+
+
+def _state_layers(keys: _Keys, layers: int) -> list[bool]:
+    """Which layers keep a state and no KV cache, as far as a key says so; a number of 0 KV heads says it, too."""
+    value = keys.values.get(f"{keys.architecture}.attention.recurrent_layers")
+    if isinstance(value, list) and len(value) >= layers:
+        return [bool(v) for v in value[:layers]]
+    every = keys.of("full_attention_interval", _KV_CACHE_EVERY.get(keys.architecture, 1))
+    return [bool(every) and (i + 1) % every != 0 for i in range(layers)]
 
 
 def _sliding_layers(keys: _Keys, layers: int) -> list[bool]:
