@@ -103,8 +103,11 @@ _OF_OTHER_MEDIA: Final = ("v.", "a.", "mm.")
 _ROLES: Final[dict[str, Role]] = {"adapter": "adapter", "imatrix": "other", "mmproj": "projector"}
 # Every n-th layer has full attention if the file does not say otherwise: load_swa_pattern in src/models.
 _FULL_ATTENTION_EVERY: Final = {
-    "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "olmo2": 4, "gemma3n": 5, "gemma3": 6,
+    "gemma2": 2, "gpt-oss": 2, "afmoe": 4, "cohere2": 4, "exaone-moe": 4, "exaone4": 4, "llama4": 4, "mellum": 4, "muse-glimmer": 4,
+    "olmo2": 4, "gemma3n": 5, "gemma3": 6, "plamo3": 8, "cohere2moe": 4, "laguna": 4, "smallthinker": 4,
 }  # fmt: skip
+# Of these it is the first one of n, of the others the last one.
+_FULL_ATTENTION_FIRST: Final = frozenset({"cohere2moe", "laguna", "smallthinker"})
 # Tensors of a layer with a state: Mamba, gated delta nets and KDA; LFM2's convolutions; RWKV.
 _STATE_TENSOR: Final = re.compile(r"\.(?:ssm_|shortconv\.|time_mix_)")
 # llama.cpp decides by the architecture what its cache can do (`llm_arch_is_recurrent` and `llm_arch_is_hybrid`).
@@ -342,8 +345,9 @@ def _sliding_layers(keys: _Keys, layers: int) -> list[bool]:
     if isinstance(value, list) and len(value) >= layers:
         return [bool(v) for v in value[:layers]]
     every = value if isinstance(value, int) else _FULL_ATTENTION_EVERY.get(keys.architecture, 1)
-    # 1 means full attention everywhere, which can only overestimate the memory.
-    return [bool(every) and i % every < every - 1 for i in range(layers)]
+    # 0 means a window everywhere, and 1 full attention everywhere, which can only overestimate the memory.
+    full = 0 if keys.architecture in _FULL_ATTENTION_FIRST else every - 1
+    return [not every or i % every != full for i in range(layers)]
 
 
 def _bytes_per_token(tensors: Sequence[TensorInfo], idle: float, end: int) -> int:

@@ -104,13 +104,13 @@ def proof_comes_first(
 
 def _is_clear(cell: CellRun, forecast: Forecast, rule: Rule) -> bool:
     """Whether a cell's winner is expected to gain much, and no other drafting much more."""
-    cautious = None if cell.winner.is_off else forecast.cautious(cell, cell.winner)
-    best = forecast.best(cell)
-    if cautious is None or best is None:
+    best = forecast.best(cell, cautious=True)
+    if cell.winner.is_off or best is None:
         return False
-    expected, most = forecast.expected(cell, cell.winner), forecast.expected(cell, best)
-    near = expected is not None and most is not None and expected >= (1.0 - _EXPECTED_BEHIND) * most
-    return near and math.log(cautious) > _CLEAR * rule.large_gain
+    cautious, most = forecast.cautious(cell, cell.winner), forecast.cautious(cell, best)
+    if cautious is None or most is None:
+        return False
+    return cautious >= (1.0 - _EXPECTED_BEHIND) * most and math.log(cautious) > _CLEAR * rule.large_gain
 
 
 def _good(values: Mapping[Drafting, float], measured: Mapping[Drafting, float]) -> set[Drafting]:

@@ -226,6 +226,22 @@ class TestKvCache:
         model = self._kv(tmp_path, "gemma3", 12, attention__sliding_window=np.uint32(128))
         assert model.kv_sliding_bytes_per_token == 10 * 2 * 2 * (8 + 8)
 
+    @pytest.mark.parametrize(
+        ("architecture", "sliding"), [("cohere2", 5), ("cohere2moe", 4), ("exaone-moe", 5)]
+    )
+    def test_first_or_last_of_a_group_sees_everything(
+        self, tmp_path: Path, architecture: str, sliding: int
+    ) -> None:
+        """Six layers: of each four, the last one (layer 4), or the first one (layers 1 and 5)."""
+        model = self._kv(tmp_path, architecture, 6, attention__sliding_window=np.uint32(128))
+        assert model.kv_sliding_bytes_per_token == sliding * 2 * 2 * (8 + 8)
+
+    def test_a_window_everywhere(self, tmp_path: Path) -> None:
+        """llama.cpp takes a pattern of 0 for that."""
+        keys = {"sliding_window": np.uint32(128), "sliding_window_pattern": np.uint32(0)}
+        model = self._kv(tmp_path, "gemma3", **{f"attention__{k}": v for k, v in keys.items()})
+        assert model.kv_sliding_bytes_per_token == model.kv_bytes_per_token
+
     def test_window_without_a_pattern_counts_whole(self, tmp_path: Path) -> None:
         """Where it is unknown which layers slide, none is taken to."""
         model = self._kv(tmp_path, attention__sliding_window=np.uint32(128))
