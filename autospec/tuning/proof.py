@@ -476,8 +476,8 @@ class Proof:
     def _give_up(self, cells: Iterable[CellRun], drafting: Drafting, error: BackendError) -> None:
         for cell in cells:
             self._failed.add((cell.cell.key, drafting))
-            # A runner-up that fails says nothing of the winner, which goes on.
-            if not (cell.trial_values or cell.rounds or cell.other or cell.contests):
+            # A runner-up that fails says nothing of the winner, which goes on. A winner that was tried has worked once.
+            if not (drafting in cell.trial_values or cell.rounds or cell.other or cell.contests):
                 cell.reopen(error)
 
     def _refuse(self, cell: CellRun) -> None:

@@ -528,6 +528,10 @@ class Tuning:
         search.run()
         choose_winners(cells, context.space, threshold, forecast)
         for cell in cells:
+            if cell.trial_values and not cell.winner.is_off and cell.winner not in cell.trial_values:
+                self.progress.tell(
+                    f"{cell.prompt_type}: {cell.winner.label} is expected to be faster than what was tried, and is measured by its proof."
+                )
             # Without time for a single trial, or without answers, nothing was chosen: the next tune searches again.
             untried = cell.news - {d.draft for d in cell.trial_values}
             unanswered = context.pairing.gave_up(cell.cell.key, OFF) and cell.winner.is_off
