@@ -111,16 +111,22 @@ _OF_OTHER_MEDIA: Final = ("v.", "a.", "mm.")
 _ROLES: Final[dict[str, Role]] = {"adapter": "adapter", "imatrix": "other", "mmproj": "projector"}
 # Every n-th layer has full attention if the file does not say otherwise: load_swa_pattern in src/models.
 _FULL_ATTENTION_EVERY: Final = {
-    "gemma2": 2, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "llama4": 4, "olmo2": 4, "gemma3n": 5, "gemma3": 6,
+    "gemma2": 2, "gpt-oss": 2, "afmoe": 4, "cohere2": 4, "exaone-moe": 4, "exaone4": 4, "llama4": 4, "mellum": 4, "muse-glimmer": 4,
+    "olmo2": 4, "gemma3n": 5, "gemma3": 6, "plamo3": 8, "cohere2moe": 4, "laguna": 4, "smallthinker": 4,
 }  # fmt: skip
+# Of these it is the first one of n, of the others the last one.
+_FULL_ATTENTION_FIRST: Final = frozenset({"cohere2moe", "laguna", "smallthinker"})
 # Tensors of a layer with a state: Mamba, gated delta nets and KDA; LFM2's convolutions; RWKV.
 _STATE_TENSOR: Final = re.compile(r"\.(?:ssm_|shortconv\.|time_mix_)")
 # llama.cpp decides by the architecture what its cache can do (`llm_arch_is_recurrent` and `llm_arch_is_hybrid`).
+# The two named last are unknown to gguf-py 0.19, and no tensor tells it: their states are sums of keys and values.
 _STATE_ARCHITECTURES: Final = frozenset(
     MODEL_ARCH_NAMES[architecture]
     for architecture, tensors in MODEL_TENSORS.items()
     if any(_STATE_TENSOR.search(TENSOR_NAMES[t]) for t in tensors)
-)
+) | {"deepseek4", "minimax-01"}
+# Of these, every n-th layer has a KV cache if the file does not say otherwise (`load_arch_hparams` in src/models).
+_KV_CACHE_EVERY: Final = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
 _STATE_KEYS: Final = ("ssm.", "wkv.", "kda.", "shortconv.", "attention.recurrent_layers")
 # Keys and values of attention, alone, fused, or compressed to one latent vector.
 _KV_TENSOR: Final = re.compile(r"blk\.(\d{1,9})\.attn_(?:k|qkv|kv_a_mqa)\.")
@@ -330,14 +336,14 @@ def _kv(keys: _Keys, layers: int) -> tuple[int, int, int]:
     window = keys.of("attention.sliding_window")
     slides = _sliding_layers(keys, layers) if window else [False] * layers
     shared = keys.of("attention.shared_kv_layers")
-    interval = keys.of("full_attention_interval")
+    has_state = _state_layers(keys, layers)
     wide = 2 * (key_length + value_length)
     narrow = 2 * (
         keys.of("attention.key_length_swa", key_length) + keys.of("attention.value_length_swa", value_length)
     )
     total = sliding = 0
     for layer in range(layers - shared):
-        if interval and (layer + 1) % interval:
+        if has_state[layer]:
             continue
         size = heads_kv[layer] * (narrow if slides[layer] else wide)
         total += size
@@ -345,13 +351,23 @@ def _kv(keys: _Keys, layers: int) -> tuple[int, int, int]:
     return total, sliding, window if sliding else 0
 
 
+def _state_layers(keys: _Keys, layers: int) -> list[bool]:
+    """Which layers keep a state and no KV cache, as far as a key says so; a number of 0 KV heads says it, too."""
+    value = keys.values.get(f"{keys.architecture}.attention.recurrent_layers")
+    if isinstance(value, list) and len(value) >= layers:
+        return [bool(v) for v in value[:layers]]
+    every = keys.of("full_attention_interval", _KV_CACHE_EVERY.get(keys.architecture, 1))
+    return [bool(every) and (i + 1) % every != 0 for i in range(layers)]
+
+
 def _sliding_layers(keys: _Keys, layers: int) -> list[bool]:
     value = keys.values.get(f"{keys.architecture}.attention.sliding_window_pattern")
     if isinstance(value, list) and len(value) >= layers:
         return [bool(v) for v in value[:layers]]
     every = value if isinstance(value, int) else _FULL_ATTENTION_EVERY.get(keys.architecture, 1)
-    # 1 means full attention everywhere, which can only overestimate the memory.
-    return [bool(every) and i % every < every - 1 for i in range(layers)]
+    # 0 means a window everywhere, and 1 full attention everywhere, which can only overestimate the memory.
+    full = 0 if keys.architecture in _FULL_ATTENTION_FIRST else every - 1
+    return [not every or i % every != full for i in range(layers)]
 
 
 def _bytes_per_token(tensors: Sequence[TensorInfo], idle: float, end: int) -> int:

@@ -41,10 +41,11 @@ Floats = npt.NDArray[np.float64]
 # The probability outside of an interval, both ends together. It only decides what to launch first.
 _LEVEL = 0.10
 _COSTS_QUANTILE = statistics.NormalDist().inv_cdf(1 - _LEVEL / 2)
-# Prompts of one type differ by about ten per cent in their gain. Two recorded prompts would show almost nothing of that, so
-# this prior counts as if measured with so many degrees of freedom (a scaled inverse-χ² prior: Gelman et al., *Bayesian Data
-# Analysis*, §3.3).
+# Prompts of one type differ by about ten per cent in what a draft model gains. N-gram modes gain what an answer copies, and
+# prompts differ much more in that. Two recorded prompts would show almost nothing of it, so this prior counts as if measured
+# with so many degrees of freedom (a scaled inverse-χ² prior: Gelman et al., *Bayesian Data Analysis*, §3.3).
 _PROMPT_SPREAD = 0.1
+_COPIES_SPREAD = 0.3
 _PRIOR_FREEDOM = 4
 
 
@@ -175,7 +176,9 @@ def predict(
     n = len(answers)
     known = log_ratios.var(axis=0, ddof=1) if n > 1 else np.zeros(mean.shape)
     freedom = _PRIOR_FREEDOM + n - 1
-    of_prompts = (_PRIOR_FREEDOM * _PROMPT_SPREAD**2 + (n - 1) * known) / freedom / n
+    copies = [any(part.mode.draft_free for part in d.parts) for d in draftings]
+    usual = np.where(copies, _COPIES_SPREAD, _PROMPT_SPREAD)
+    of_prompts = (_PRIOR_FREEDOM * usual**2 + (n - 1) * known) / freedom / n
     quantile = float(stats.t.ppf(1 - _LEVEL / 2, freedom))
     reach = np.sqrt(quantile**2 * of_prompts + _COSTS_QUANTILE**2 * of_costs)
     drafted = np.sum([a.counts.drafted for a in answers], axis=0)

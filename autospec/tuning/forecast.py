@@ -262,14 +262,15 @@ class Forecast:
             )
         return found
 
-    def best(self, cell: CellRun) -> Drafting | None:
+    def best(self, cell: CellRun, *, cautious: bool = False) -> Drafting | None:
         """The drafting that is expected to be fastest in a cell, of all with a trusted prediction that can be launched.
 
-        One that is hopeless counts where all are.
+        One that is hopeless counts where all are. `cautious` leaves out the luck of few prompts.
         """
         every = [d for d in (*self._grid, *self._together) if self.trusts(d) and self._is_alive(d)]
         candidates = self._open(every, set()) or every
-        valued = [(v, d) for d in candidates if (v := self.expected(cell, d)) is not None]
+        value = self.cautious if cautious else self.expected
+        valued = [(v, d) for d in candidates if (v := value(cell, d)) is not None]
         return max(valued, key=lambda item: item[0])[1] if valued else None
 
     def rival(self, cell: CellRun, winner: Drafting) -> Drafting | None:

@@ -139,6 +139,14 @@ class Proof:
         # If the runner-up is no better, the first drafting's proof continues, with its own share of the error rate.
         self._prove([c for c in turned if self._turns_back(c)])
 
+    def go_on(self) -> bool:
+        """Prove what is open in the time that was kept for the checks and that they did not need; whether that was measured further."""
+        self._context = replace(self._context, budget=self._context.budget.whole)
+        left = [c for c in self._cells if self._wants(c)]
+        rounds = [c.rounds for c in left]
+        self._prove(left)
+        return rounds != [c.rounds for c in left]
+
     def contest(self, stored: Callable[[CellRun], Recommendation | None]) -> None:
         """Prove the rival of each enabled winner: the runner-up or a draft-free drafting, if it is expected to be clearly faster.
 
@@ -476,8 +484,8 @@ class Proof:
     def _give_up(self, cells: Iterable[CellRun], drafting: Drafting, error: BackendError) -> None:
         for cell in cells:
             self._failed.add((cell.cell.key, drafting))
-            # A runner-up that fails says nothing of the winner, which goes on.
-            if not (cell.trial_values or cell.rounds or cell.other or cell.contests):
+            # A runner-up that fails says nothing of the winner, which goes on. A winner that was tried has worked once.
+            if not (drafting in cell.trial_values or cell.rounds or cell.other or cell.contests):
                 cell.reopen(error)
 
     def _refuse(self, cell: CellRun) -> None:

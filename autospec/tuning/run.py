@@ -366,19 +366,33 @@ class Tuning:
                     predictions=ProofPredictions(context) if request.definition.predict else None,
                     scatter=lambda: known_scatter(store, self.hardware.id, build, self._compared),
                 )
-                proof.run()
-                proof.contest(partial(_stored_proof, store))
-                while cells:
-                    turned = [c for c in cells if c.enabled and c.winner == c.runner_up]
-                    if capabilities.drafting_per_request and turned:
-                        # Only the proof has shown that their runners-up are used.
-                        compare_idle_drafts(turned, context)
-                        for cell in turned:
-                            keep(cell)
-                    enabled = [c for c in cells if c.decided and c.enabled and _is_served(store, c)]
-                    # Where a second turn fails, the cell's other drafting may be enabled, and is checked likewise.
-                    cells = self._check_limits(enabled, context, keep)
-                    proof.prove_runners_up(cells)
+                self._prove_and_check(proof, cells, context, keep)
+
+    def _prove_and_check(
+        self, proof: Proof, cells: Sequence[CellRun], context: TuneContext, keep: Callable[[CellRun], None]
+    ) -> None:
+        """Prove the winners, check what is enabled, and prove further in the time that the checks did not need."""
+        store = context.store
+        per_request = self.backend.capabilities().drafting_per_request
+        proof.run()
+        proof.contest(partial(_stored_proof, store))
+        checked: set[str] = set()
+        goes_on = True
+        while goes_on:
+            left = [c for c in cells if c.cell.key not in checked]
+            while left:
+                turned = [c for c in left if c.enabled and c.winner == c.runner_up]
+                if per_request and turned:
+                    # Only the proof has shown that their runners-up are used.
+                    compare_idle_drafts(turned, context)
+                    for cell in turned:
+                        keep(cell)
+                enabled = [c for c in left if c.decided and c.enabled and _is_served(store, c)]
+                checked.update(c.cell.key for c in enabled)
+                # Where a second turn fails, the cell's other drafting may be enabled, and is checked likewise.
+                left = self._check_limits(enabled, context, keep)
+                proof.prove_runners_up(left)
+            goes_on = proof.go_on()
 
     def _served_temperature(self, store: Store, build: Build) -> float:
         request = self.request
@@ -528,6 +542,10 @@ class Tuning:
         search.run()
         choose_winners(cells, context.space, threshold, forecast)
         for cell in cells:
+            if cell.trial_values and not cell.winner.is_off and cell.winner not in cell.trial_values:
+                self.progress.tell(
+                    f"{cell.prompt_type}: {cell.winner.label} is expected to be faster than what was tried, and is measured by its proof."
+                )
             # Without time for a single trial, or without answers, nothing was chosen: the next tune searches again.
             untried = cell.news - {d.draft for d in cell.trial_values}
             unanswered = context.pairing.gave_up(cell.cell.key, OFF) and cell.winner.is_off

@@ -34,18 +34,26 @@ _EXPECTED_BEHIND = 0.05
 
 
 def choose_winners(
-    cells: Sequence[CellRun], space: Space, threshold: float, forecast: Forecast | None = None
+    cells: Sequence[CellRun],
+    space: Space,
+    threshold: float,
+    forecast: Forecast | None = None,
+    *,
+    over: bool = True,
 ) -> None:
     """Set each cell's winner (its best drafting, or one nearly as good that more cells can share) and its runner-up.
 
     The choice is greedy: it takes the drafting that is within 1 % of the best for most of the remaining cells, and was not
     measured to be more than 5 % behind there; of those, one with fewer modes. A cell in which nothing was launched gets
-    the drafting with the best expectation, of all such cells; its proof is then its only launch. A forecast values tried
+    the drafting with the best expectation, of all such cells; its proof is then its only launch. So it is if the search ended
+    before a drafting was launched that is clearly expected to be faster than the tried ones. A forecast values tried
     draftings over all recorded prompts, which are more than the trials asked, and names the runner-up that may be faster on
-    others. `threshold` is the least gain that may be enabled, as a fraction.
+    others. `threshold` is the least gain that may be enabled, as a fraction. `over` is False while the search may still launch more.
     """
     expected = _expected_best([c for c in cells if not c.trial_values], forecast)
     values = {id(c): _values(c, forecast, expected) for c in cells}
+    if over:
+        values = {id(c): values[id(c)] | _left_untried(c, forecast, values[id(c)]) for c in cells}
     left = [c for c in cells if values[id(c)]]
     while left:
         good = {id(c): _good(values[id(c)], c.trial_values) for c in left}
@@ -80,7 +88,7 @@ def proof_comes_first(
         return False
     forecast.put_together(cells)
     chosen = [replace(c) for c in cells]
-    choose_winners(chosen, context.space, rule.threshold, forecast)
+    choose_winners(chosen, context.space, rule.threshold, forecast, over=False)
     for cell in chosen:
         if not _is_clear(cell, forecast, rule):
             return False
@@ -96,13 +104,13 @@ def proof_comes_first(
 
 def _is_clear(cell: CellRun, forecast: Forecast, rule: Rule) -> bool:
     """Whether a cell's winner is expected to gain much, and no other drafting much more."""
-    cautious = None if cell.winner.is_off else forecast.cautious(cell, cell.winner)
-    best = forecast.best(cell)
-    if cautious is None or best is None:
+    best = forecast.best(cell, cautious=True)
+    if cell.winner.is_off or best is None:
         return False
-    expected, most = forecast.expected(cell, cell.winner), forecast.expected(cell, best)
-    near = expected is not None and most is not None and expected >= (1.0 - _EXPECTED_BEHIND) * most
-    return near and math.log(cautious) > _CLEAR * rule.large_gain
+    cautious, most = forecast.cautious(cell, cell.winner), forecast.cautious(cell, best)
+    if cautious is None or most is None:
+        return False
+    return cautious >= (1.0 - _EXPECTED_BEHIND) * most and math.log(cautious) > _CLEAR * rule.large_gain
 
 
 def _good(values: Mapping[Drafting, float], measured: Mapping[Drafting, float]) -> set[Drafting]:
@@ -135,7 +143,9 @@ def _runner_up(
 
 def _expected_best(cells: Sequence[CellRun], forecast: Forecast | None) -> set[Drafting]:
     """The drafting of each cell that is expected to be fastest there."""
-    return set() if forecast is None else {d for c in cells if (d := forecast.best(c)) is not None}
+    if forecast is None:
+        return set()
+    return {d for c in cells if (d := forecast.best(c, cautious=True)) is not None}
 
 
 def _values(
@@ -148,12 +158,25 @@ def _values(
     if forecast is None:
         return dict(cell.trial_values)
     if not cell.trial_values:
-        return {d: v for d in expected_best if (v := forecast.expected(cell, d)) is not None}
+        return {d: v for d in expected_best if (v := forecast.cautious(cell, d)) is not None}
     values = {}
     for drafting, measured in cell.trial_values.items():
         expected = forecast.cautious(cell, drafting) if forecast.trusts(drafting) else None
         values[drafting] = measured if expected is None else expected
     return values
+
+
+def _left_untried(
+    cell: CellRun, forecast: Forecast | None, tried: Mapping[Drafting, float]
+) -> dict[Drafting, float]:
+    """The drafting that no trial had time for, if it is expected to be clearly faster than the tried ones with these values."""
+    best = forecast.best(cell, cautious=True) if forecast is not None and tried else None
+    if forecast is None or best is None or best in tried:
+        return {}
+    most = max(tried.values())
+    expected = forecast.cautious(cell, best)
+    clear = expected is not None and (1.0 - _EXPECTED_BEHIND) * expected > most
+    return {best: expected} if clear and expected is not None else {}
 
 
 # The baseline is timed with every trial. Where it took 1.3 times longer than usual for a prompt, something disturbed it:

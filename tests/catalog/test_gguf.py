@@ -139,6 +139,11 @@ class TestState:
             assert self._read(tmp_path / f"{name}.gguf", kind, tensor, "attn_k").has_recurrent_state
         assert self._read(tmp_path / "alone.gguf", architecture, "attn_k").has_recurrent_state
 
+    @pytest.mark.parametrize("architecture", ["minimax-01", "deepseek4"])
+    def test_by_architecture_alone(self, tmp_path: Path, architecture: str) -> None:
+        """Lightning attention, and compressed keys: every layer has tensors of attention (llama.cpp b11434, `llm_arch_is_hybrid`)."""
+        assert self._read(tmp_path / "m.gguf", architecture, "attn_qkv", "attn_qkv").has_recurrent_state
+
     @pytest.mark.parametrize("attention", ["attn_k", "attn_qkv", "attn_kv_a_mqa"])
     def test_keys_alone_do_not_tell_it(self, tmp_path: Path, attention: str) -> None:
         """The dense Granite 4: llama.cpp's converter writes the keys of Mamba, and every layer has attention."""
@@ -180,6 +185,16 @@ class TestKvCache:
         assert model.kv_bytes_per_token == 2 * 2 * 2 * (8 + 8)
         assert model.has_recurrent_state
 
+    def test_full_attention_as_a_list(self, tmp_path: Path) -> None:
+        """llama.cpp writes a list where it saves a model again."""
+        model = self._kv(tmp_path, "qwen35", attention__recurrent_layers=[True, True, True, False])
+        assert model.kv_bytes_per_token == 1 * 2 * 2 * (8 + 8)
+
+    @pytest.mark.parametrize(("architecture", "cached"), [("qwen3next", 2), ("minimax-01", 1), ("llama", 8)])
+    def test_full_attention_by_the_architecture(self, tmp_path: Path, architecture: str, cached: int) -> None:
+        """Without a key, llama.cpp takes every fourth layer of these, or every eighth one."""
+        assert self._kv(tmp_path, architecture, 8).kv_bytes_per_token == cached * 2 * 2 * (8 + 8)
+
     def test_latent_attention_keeps_only_k(self, tmp_path: Path) -> None:
         """For MLA llama.cpp allocates K alone, with one head."""
         model = self._kv(
@@ -210,6 +225,22 @@ class TestKvCache:
         """Gemma 3 writes no pattern; every sixth layer sees everything."""
         model = self._kv(tmp_path, "gemma3", 12, attention__sliding_window=np.uint32(128))
         assert model.kv_sliding_bytes_per_token == 10 * 2 * 2 * (8 + 8)
+
+    @pytest.mark.parametrize(
+        ("architecture", "sliding"), [("cohere2", 5), ("cohere2moe", 4), ("exaone-moe", 5)]
+    )
+    def test_first_or_last_of_a_group_sees_everything(
+        self, tmp_path: Path, architecture: str, sliding: int
+    ) -> None:
+        """Six layers: of each four, the last one (layer 4), or the first one (layers 1 and 5)."""
+        model = self._kv(tmp_path, architecture, 6, attention__sliding_window=np.uint32(128))
+        assert model.kv_sliding_bytes_per_token == sliding * 2 * 2 * (8 + 8)
+
+    def test_a_window_everywhere(self, tmp_path: Path) -> None:
+        """llama.cpp takes a pattern of 0 for that."""
+        keys = {"sliding_window": np.uint32(128), "sliding_window_pattern": np.uint32(0)}
+        model = self._kv(tmp_path, "gemma3", **{f"attention__{k}": v for k, v in keys.items()})
+        assert model.kv_sliding_bytes_per_token == model.kv_bytes_per_token
 
     def test_window_without_a_pattern_counts_whole(self, tmp_path: Path) -> None:
         """Where it is unknown which layers slide, none is taken to."""

@@ -12,7 +12,7 @@ import pytest
 from autospec.drafting import Drafting, Mode
 from autospec.measure.measurements import RequestShape
 from autospec.predict.costs import first_guess
-from autospec.predict.prediction import PredictedAnswer, predict, replay_drafts
+from autospec.predict.prediction import PredictedAnswer, less_luck, predict, replay_drafts
 from autospec.predict.profile import AnswerProfile, Recording
 
 # A token in 10 ms, every further one of a batch 1 ms more; a draft of 1 ms a step.
@@ -71,6 +71,23 @@ def test_prompts_that_agree_are_surer_than_prompts_that_differ():
     alike = predict(draftings, [answer(draftings, half)] * 6, COSTS)[0]
     unlike = predict(draftings, [answer(draftings, good), answer(draftings, bad)] * 3, COSTS)[0]
     assert math.log(unlike.high / unlike.low) > 1.5 * math.log(alike.high / alike.low)
+
+
+def test_one_answer_tells_less_of_a_mode_that_copies():
+    """Prompts differ much more in what their answers copy than in how well a draft knows them."""
+    copies = Drafting(Mode.NGRAM_SIMPLE, ngram_n=3, ngram_m=4, min_hits=1)
+    three = [drafting(), copies, replace(drafting(), beside=(copies,))]
+    one = answer([drafting()] * 3, [True] * 41)
+    alone, *copying = predict(three, [one], COSTS)
+    for found in copying:
+        assert found.ratio == alone.ratio
+        assert less_luck(found.ratio, found.prompts_error) < 0.8 * less_luck(alone.ratio, alone.prompts_error)
+    # Twelve answers that agree tell it.
+    alone, *copying = predict(three, [one] * 12, COSTS)
+    for found in copying:
+        assert less_luck(found.ratio, found.prompts_error) > 0.97 * less_luck(
+            alone.ratio, alone.prompts_error
+        )
 
 
 def test_surer_costs_narrow_the_interval():

@@ -302,6 +302,37 @@ def test_a_predicted_winner_that_cannot_be_launched_opens_the_search_again(reque
     assert drafts_launched(second) == (set() if runner_up else {"second"})
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_no_trial_had_time_for_is_launched_by_its_proof(request_, monkeypatch, broken):
+    """The only trial went to an n-gram mode that gains nothing. A real tune proved that mode, and never launched the draft."""
+    modes = frozenset({Mode.OFF, Mode.DRAFT_MODEL, Mode.NGRAM_SIMPLE})
+    backend, later = (
+        machine(request_, acceptance=lambda _: 0.85, costs=WAITS_FOR_MEMORY, modes=modes) for _ in range(2)
+    )
+    launch, best = Machine.launch, str(request_.models[2].path)
+
+    def refusing(own, model_path, drafting, settings):
+        if broken and drafting.draft == best:
+            raise SpeculationInactiveError("The server ignores the draft.")
+        return launch(own, model_path, drafting, settings)
+
+    monkeypatch.setattr(Machine, "launch", refusing)
+    progress = Silent()
+    with monkeypatch.context() as hasty:
+        ngram = Drafting(Mode.NGRAM_SIMPLE, ngram_n=12, ngram_m=48, min_hits=1)
+        hasty.setattr(Forecast, "next", lambda _self, _cells, known: None if ngram in known else ngram)
+        hasty.setattr(Search, "_time_for_another", lambda self: not self._trial_s)
+        hasty.setattr(Forecast, "rival", lambda *_: None)
+        [found] = Tuning(request_, backend, MACHINE, progress).run()
+    assert any("is measured by its proof" in line for line in progress.told)
+    assert found.evidence["trials"] == 1
+    if broken:  # the next tune searches again
+        assert found.verdict is Verdict.UNDECIDED
+        [found] = Tuning(request_, later, MACHINE, Silent()).run()
+    assert found.verdict is Verdict.ENABLE
+    assert found.drafting.mode is Mode.DRAFT_MODEL
+
+
 def test_what_was_recorded_on_battery_does_not_count_on_mains(request_, monkeypatch):
     """A machine that saves power has other times, which must not be used on mains power."""
     finish = StateWatch.finish

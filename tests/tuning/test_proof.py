@@ -14,6 +14,7 @@ from autospec.measure.measurements import Pair, Phase
 from autospec.measure.verdict import Rule, decide
 from autospec.recommendations import Verdict
 from autospec.tuning import proof
+from autospec.tuning.budget import Budget
 from autospec.tuning.cell import CellRun
 from autospec.tuning.proof import Proof, of_round
 from autospec.tuning.resume import CellHistory, Look
@@ -250,3 +251,16 @@ def test_a_round_takes_prompts_from_all_over_the_file():
     """Where the short ones stand first, both rounds ask short and long ones."""
     for round_ in (1, 2):
         assert sum(of_round(range(16), round_, 8)) == pytest.approx(60, abs=4)
+
+
+def test_time_that_the_checks_did_not_need_is_the_proofs(tmp_path, monkeypatch):
+    """A real tune ended after 8:35 of 10 minutes: no check fitted into what was kept, and a minute would have proven coding."""
+    own = lab(tmp_path, monkeypatch)
+    budget = Budget(own.context.budget.spent_s + 160.0, own.backend.clock, kept=0.9)
+    proof = Proof(own.cells, replace(own.context, budget=budget), lambda _: None)
+    proof.run()
+    assert not own.cells[0].decided
+    assert proof.go_on()
+    assert own.cells[0].enabled
+    assert not proof.go_on()
+    assert budget.whole.left_s > 0.0
