@@ -254,11 +254,12 @@ def _is_cut(shorter: Completion, longer: Completion) -> bool:
 
 
 def _agree(first: Completion, second: Completion) -> bool:
-    """Whether one answer was cut shorter, and is the beginning of the other."""
-    shorter, longer = sorted((first, second), key=lambda answer: answer.predicted_tokens)
+    """Whether one answer was cut, and is the beginning of the other."""
+    # By text: builds of 2025 count the last accepted tokens of an answer that is cut, and do not send them.
+    shorter, longer = sorted((first, second), key=lambda answer: len(answer.text))
     # A cut within a character leaves a replacement character.
     begins = longer.text.startswith(shorter.text.rstrip("\ufffd"))
-    return _is_cut(shorter, longer) and begins
+    return shorter.finish_reason in CUT and begins
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:

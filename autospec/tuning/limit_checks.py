@@ -353,13 +353,28 @@ class _DraftingChecks:
             if condition.kind is Kind.CONTEXT and slots.context_tokens and needed > slots.context_tokens:
                 why = f"The server's context for one request is {slots.context_tokens} tokens."
                 self._rule_out([(condition, subject)], why)
-        silent = self._silent_slot(server, slots, int(max((c.at for c, _ in several), default=1)))
-        if silent is not None:
-            self._silent = f"Slot {silent} of the server does not draft, although slot 0 does."
+        self._silent = self._why_one_at_a_time(server, slots, several)
+        if self._silent:
             self._tools.progress.tell(
                 f"{self._drafting.label}: {self._silent} It holds for one request at a time."
             )
             self._notes |= {(condition, subject.key): self._silent for condition, subject in several}
+
+    def _why_one_at_a_time(
+        self, server: Server, slots: Slots, several: Sequence[tuple[Condition, Subject]]
+    ) -> str:
+        """Why the drafting holds for one request at a time only; empty if it may hold for more."""
+        if slots.count == 1 and several:
+            # Builds around the turn of 2025: four slots without drafting, and one with it (`n_parallel` in tools/server/server.cpp).
+            off = self._launches.off()
+            without = off.slots().count if isinstance(off, Slotted) else 1
+            self._launches.drafted(self._drafting)
+            if without > 1:
+                return f"The server answers one request at once with drafting, and {without} without."
+            return ""
+        at_once = int(max((c.at for c, _ in several), default=1))
+        silent = self._silent_slot(server, slots, at_once)
+        return "" if silent is None else f"Slot {silent} of the server does not draft, although slot 0 does."
 
     @property
     def _remembers(self) -> bool:

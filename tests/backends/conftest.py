@@ -15,7 +15,7 @@ HELP = Path(__file__).parent / "help"
 FAKE = Path(__file__).parent / "fake_server.py"
 
 
-@pytest.fixture(params=["pycore010", "pydist012", "docs-2026-03", "b9093", "b11434", "b11669"])
+@pytest.fixture(params=["pycore010", "pydist012", "pydist018", "docs-2026-03", "b9093", "b11434", "b11669"])
 def era(request) -> tuple[str, HelpText]:
     """Each era's name and help, one after the other."""
     return request.param, read_help(request.param)

@@ -40,12 +40,12 @@ def test_version_name(said, name):
 @pytest.mark.parametrize(
     ("name", "build"),
     [
-        *((name, "source-01234567") for name in ("pycore010", "pydist012", "b9093", "b11434")),
+        *((name, "source-01234567") for name in ("pycore010", "pydist012", "pydist018", "b9093", "b11434")),
         ("b11669", "b11669"),
     ],
 )
 def test_captured_versions(name, build):
-    """Four call themselves build 0; Debian's package has the number, and no commit."""
+    """Five call themselves build 0; Debian's package has the number, and no commit."""
     said = (HELP / f"{name}.version.txt").read_text(encoding="utf-8")
     assert version_name(said, "0123456789abcdef") == build
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from autospec.backends import server as child_server
-from autospec.backends.protocol import LaunchSettings, Request
+from autospec.backends.protocol import Cycle, LaunchSettings, Request
 from autospec.backends.records import sweep_orphans
 from autospec.drafting import OFF, Mode
 from autospec.errors import (
@@ -154,7 +154,10 @@ def test_drafting_is_in_force(launched, backend, facts, model):
     drafted = off.with_drafting(drafting) or launched(drafting)
     assert drafted.drafting == drafting
     plain, done = off.complete(REPEATING), drafted.complete(REPEATING)
-    assert done.text == plain.text
+    # Builds of 2025 do not send the last accepted tokens of an answer that reaches its limit.
+    withheld = backend.capabilities().cycle is Cycle.LLAMA_CPP_KEEPS_LAST
+    assert plain.text.startswith(done.text) if withheld else done.text == plain.text
+    assert done.predicted_tokens == plain.predicted_tokens
     if backend.capabilities().tells_drafts:
         assert done.drafted >= done.accepted > 0
         assert not plain.drafted

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autospec.backends.flags import drafting_args, lists_types, modes
-from autospec.backends.llama_cpp.server import _keeps_last
+from autospec.backends.llama_cpp.server import _keeps_last, _takes_one_slot_for_four
 from autospec.drafting import OFF, Drafting, Mode
 from autospec.errors import UnsupportedError
 from tests.backends.conftest import read_help
@@ -168,6 +168,7 @@ def test_mtp_has_no_file():
     [
         ("pycore010", {Mode.OFF, Mode.DRAFT_MODEL}),
         ("pydist012", {Mode.OFF, Mode.DRAFT_MODEL}),
+        ("pydist018", {Mode.OFF, Mode.DRAFT_MODEL}),
         ("docs-2026-03", {Mode.OFF, Mode.DRAFT_MODEL} | DRAFTLESS),
         ("b9093", {Mode.OFF, Mode.DRAFT_MODEL} | DRAFTLESS),
         ("b11434", set(Mode) - {Mode.PROMPT_LOOKUP, Mode.NGRAM_CACHE}),
@@ -236,6 +237,7 @@ def test_prompt_lookup_is_not_llama_servers():
     [
         ("pycore010", True),
         ("pydist012", True),
+        ("pydist018", True),
         ("docs-2026-03", True),
         ("b9093", False),
         ("b11434", False),
@@ -246,3 +248,20 @@ def test_prompt_lookup_is_not_llama_servers():
 def test_which_builds_propose_the_token_below_p_min(name, keeps):
     """Those before llama.cpp's pull request 22506 of April 2026."""
     assert _keeps_last(read_help(name)) is keeps
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "takes_four"),
+    [
+        ("pydist012", (), False),
+        ("pydist018", (), True),
+        ("pydist018", ("-np", "1"), True),
+        ("pydist018", ("--parallel", "2"), False),
+        ("b9093", (), False),
+        ("b11434", (), False),
+        ("ik-8337e4c", (), False),
+    ],
+)
+def test_which_builds_take_one_slot_for_four(name, args, takes_four):
+    """Without drafting only: the two sides of a pair would have other numbers of slots."""
+    assert _takes_one_slot_for_four(read_help(name), args) is takes_four

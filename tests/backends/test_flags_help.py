@@ -1,4 +1,4 @@
-"""Reading --help: real texts of five eras and one excerpt."""
+"""Reading --help: real texts of six eras and one excerpt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from tests.backends.conftest import HELP, read_help
 
 @pytest.mark.parametrize(
     ("name", "working", "gone"),
-    [("pycore010", 138, 0), ("pydist012", 157, 0), ("b9093", 233, 5), ("b11434", 251, 5), ("b11669", 253, 5)],
+    [
+        ("pycore010", 138, 0),
+        ("pydist012", 157, 0),
+        ("pydist018", 187, 0),
+        ("b9093", 233, 5),
+        ("b11434", 251, 5),
+        ("b11669", 253, 5),
+    ],
 )
 def test_every_option_line_is_read(name, working, gone):
     """Each line that begins with a dash is one option, working or gone, and none is lost."""

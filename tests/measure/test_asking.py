@@ -211,6 +211,23 @@ def test_texts_are_compared_as_far_as_the_shorter_goes(off_first, changed, same)
     assert pair.same_text is same
 
 
+@pytest.mark.parametrize("off_first", [True, False])
+@pytest.mark.parametrize("most", [None, 21])
+def test_accepted_tokens_that_were_counted_and_not_sent_differ_from_nothing(off_first, most):
+    """llama-server of December 2025: of the batch with which a drafted answer reaches its limit, the client gets the first token."""
+
+    class Withholding(Slow):
+        def complete(self, request):
+            answer = super().complete(request)
+            return replace(answer, text=answer.text.removesuffix("w62 w63 "))
+
+    asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]
+    sides = [(Slow(words()), most), (Withholding(words(), NGRAM), None)]
+    first, second = sides if off_first else sides[::-1]
+    halves = [half(asking, first[0], most=first[1]), half(asking, second[0], second=True, most=second[1])]
+    assert Pair(*(halves if off_first else halves[::-1])).same_text
+
+
 def test_whole_texts_of_which_one_begins_as_the_other_differ():
     """With drafting the text ends earlier, by itself: nothing was cut."""
     asking = Asking("p", 64, 0.0, Watch())  # type: ignore[arg-type]

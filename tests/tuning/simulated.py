@@ -72,7 +72,8 @@ class SimulatedServer:
         named = dict(options_in(self.settings.args)).get("--parallel")
         silent = self.backend.silent_slot
         told = () if silent is None or not self.backend.tells_silence else (silent,)
-        return Slots(int(named[0]) if named else self.backend.slots, silent=told)
+        own = self.backend.slots if self.drafting.is_off else self.backend.drafted_slots or self.backend.slots
+        return Slots(int(named[0]) if named else own, silent=told)
 
     def complete_all(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer all at once: the time passes once."""
@@ -142,6 +143,7 @@ class SimulatedBackend:
     launch_s: float = 1.0
     launch_scatter: float = 0.0  # standard deviation of a launch's own factor, as a log
     slots: int = 4  # of a launch that does not name a number
+    drafted_slots: int | None = None  # the same with drafting, if it differs
     silent_slot: int | None = None  # a slot that never drafts
     tells_silence: bool = False  # whether the slots say so
     caches: bool = True  # whether requests that may use the prompt cache find it

@@ -147,6 +147,24 @@ def test_a_slot_that_does_not_draft_is_a_limit_with_a_reason(tmp_path, tells):
     assert limits.deepest_context == 8192
 
 
+def test_fewer_slots_with_drafting_are_a_limit_with_a_reason(tmp_path):
+    """Builds around the turn of 2025 have four slots without a draft model and one with it: several requests would wait."""
+    progress = Silent()
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, drafted_slots=1), progress)
+    assert limits.most_concurrent == 1
+    note = "The server answers one request at once with drafting, and 4 without."
+    assert {c.note for c in limits.concurrent} == {note}
+    assert any(note in sentence for sentence in progress.told)
+    assert limits.deepest_context == 8192
+
+
+def test_one_slot_on_both_sides_is_no_limit_of_drafting(tmp_path):
+    """Several requests wait for each other with and without drafting."""
+    limits = found(request_for(tmp_path), SimulatedBackend(wins, slots=1))
+    assert limits.most_concurrent is None
+    assert {c.note for c in limits.concurrent} == {"The server answers 1 request at once."}
+
+
 def test_a_silent_slot_is_remembered(tmp_path):
     """A later tune whose launch has one slot cannot see it."""
     found(request_for(tmp_path), SimulatedBackend(wins, silent_slot=2))

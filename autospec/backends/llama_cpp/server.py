@@ -96,6 +96,8 @@ class LlamaServer:
         for option, value in () if settings.serving else _MEASURED_WITH:
             if probe.help.has(option) and option not in given:
                 fixed += [option, value]
+        if not settings.serving and "--kv-unified" not in given and _takes_one_slot_for_four(probe.help, own):
+            fixed.append("--kv-unified")
         named = bool(settings.served_as) and "," not in settings.served_as  # commas part several names
         if named and probe.help.has("--alias") and "--alias" not in given:
             fixed += ["--alias", settings.served_as]
@@ -225,6 +227,19 @@ def _slots_of(args: Sequence[str]) -> str:
     """The user's number of slots; 1 without one, as ik_llama.cpp has it."""
     given = values_of(args, ("-np", "--parallel"))
     return given[-1] if given else "1"
+
+
+def _takes_one_slot_for_four(text: HelpText, args: Sequence[str]) -> bool:
+    """True for builds around the turn of 2025: one slot means four that share a cache, but not with a draft model."""
+    # Seen with the sources of 13 December 2025; their message names the flag that keeps it at one.
+    unified, slots = text.find("--kv-unified"), text.find("--parallel")
+    return (
+        unified is not None
+        and "(default: false)" in unified.text
+        and slots is not None
+        and "(default: 1)" in slots.text
+        and _slots_of(args) == "1"
+    )
 
 
 def _drafts_only_with_cache(text: HelpText) -> bool:
