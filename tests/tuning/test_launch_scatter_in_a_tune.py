@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from autospec.cells import Build, PromptType
@@ -27,6 +28,7 @@ def test_tunes_measure_how_much_launches_differ(request_, monkeypatch, scatter, 
     for number in range(4):
         backend = SimulatedBackend(lambda _d, _t: 1.03, launch_scatter=scatter)
         backend._numbers = itertools.count(1000 * number)  # launch ids never come twice
+        backend.random = np.random.default_rng(number)  # nor do the launches' own factors
         result = tune(replace(request_, again=bool(number)), backend)
         assumed.append(result[PromptType.CODING].evidence["launch_scatter"]["assumed"])
     assert (assumed[0], assumed[-1]) == (True, False)

@@ -194,7 +194,7 @@ def test_a_few_prompts_do_not_make_a_drafting_give_way():
     """With seven the interval has no end: the sign of their mean is a stall's."""
     for prompts, gives_way in ((7, False), (8, True)):
         decision = decide(
-            of_rows([[-0.01 * k] for k in range(1, prompts + 1)]), 1, scatter=LaunchScatter(0.001, 20)
+            of_rows([[-0.02 * k] for k in range(1, prompts + 1)]), 1, scatter=LaunchScatter(0.001, 20)
         )
         assert (decision.final, DEFAULT_RULE.gives_way(replace(decision, final=False))) == (
             gives_way,
