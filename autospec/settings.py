@@ -283,9 +283,8 @@ def _outside_the_file(
     config: Path | None, environ: Mapping[str, str] | None, overrides: Mapping[str, object]
 ) -> tuple[_Sourced, _Sourced]:
     """What environment and flags set, and the defaults that follow."""
-    here = (
-        Path()
-    )  # not looked up before it is needed: a daemon's folder may have been removed since its start
+    # Not looked up before it is needed: a daemon's folder may have been removed since its start.
+    here = Path()
     variables = _from_environment(os.environ if environ is None else environ, here)
     found: _Sourced = {name: (value, "environment") for name, value in variables.items()}
     for name, value in (*overrides.items(), ("config_file", config)):

@@ -28,6 +28,7 @@ __all__ = [
     "Shape",
     "error_event",
     "event",
+    "overloaded",
     "problem_of",
     "problem_response",
     "shape_of",
@@ -68,6 +69,11 @@ class ProxyProblem:
     retry_after_s: int = 0  # for Retry-After; 0 omits the header
 
 
+def overloaded(message: str) -> ProxyProblem:
+    """The problem of a request that may succeed in a moment."""
+    return ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
+
+
 def shape_of(path: str) -> Shape:
     """The format that clients of a path read; `path` has no query."""
     return Shape.ANTHROPIC if path.startswith(("/v1/messages", "/messages")) else Shape.OPENAI
@@ -87,7 +93,7 @@ def problem_of(error: AutospecError) -> ProxyProblem:
         case ModelChoiceError():
             return ProxyProblem(400, message, "model_ambiguous", "model")
         case OverloadedError():
-            return ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
+            return overloaded(message)
         case NothingKnownError():
             return ProxyProblem(404, message, "nothing_known")
         case UsageError():

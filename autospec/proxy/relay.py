@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 from autospec.errors import AutospecError
 from autospec.proxy.access import allow_page
 from autospec.proxy.answer import Answer, BrokenError, NotHttpError, Sink
-from autospec.proxy.errors import ProxyProblem, error_event, event, problem_of, shape_of
+from autospec.proxy.errors import ProxyProblem, error_event, event, overloaded, problem_of, shape_of
 from autospec.proxy.http_server import ClientConnection
 from autospec.proxy.request import (
     DRAFTING,
@@ -43,7 +43,6 @@ _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 2
 # Why a connection cannot be made: the proxy's own shortage, of which the server knows nothing.
 _OWN_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-_RETRY_AFTER_S = 2
 # asyncio's own high-water mark: above it the relay waits for the client.
 _LAG_BYTES = 64 * 1024
 # A longer event is passed on in parts, to bound the memory.
@@ -466,9 +465,8 @@ class _Passage:
         except BrokenError as error:
             if isinstance(cause := error.__cause__, OSError) and cause.errno in _OWN_SHORTAGE:
                 message = f"The proxy cannot connect to a server: {cause.strerror}. Try again in a moment."
-                problem = ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S)
                 self.unsent = True
-                raise Refused(problem) from error
+                raise Refused(overloaded(message)) from error
             raise _BrokeEarlyError from error
         except LineBreakError:
             self.unsent = True

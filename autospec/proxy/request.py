@@ -20,7 +20,7 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, istr
 
 from autospec.cells import PromptType
-from autospec.proxy.errors import ProxyProblem
+from autospec.proxy.errors import ProxyProblem, overloaded
 
 __all__ = [
     "DRAFTING",
@@ -247,7 +247,6 @@ _LARGEST_BODIES = 4
 # bodies stall, or wait for a model that loads.
 _KEPT_FOR_SMALL = 1
 _SMALL_PART = 64
-_RETRY_AFTER_S = 2
 # A client that vanished in the middle of its body would hold its share until TCP notices, which takes hours.
 _BODY_SILENCE_S = 60.0
 
@@ -281,7 +280,7 @@ class BodiesInFlight:
                 f"This request and those in progress are larger than {total} together. "
                 "Try again in a moment, or raise the setting request_limit_mib."
             )
-            raise Refused(ProxyProblem(503, message, "overloaded", retry_after_s=_RETRY_AFTER_S))
+            raise Refused(overloaded(message))
 
     def give_back(self, body_bytes: int) -> None:
         """Count a body no longer."""

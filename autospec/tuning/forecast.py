@@ -262,16 +262,15 @@ class Forecast:
             )
         return found
 
-    def best(self, cell: CellRun, *, cautious: bool = False) -> Drafting | None:
-        """The drafting that is expected to be fastest in a cell, of all with a trusted prediction that can be launched.
+    def best(self, cell: CellRun) -> tuple[Drafting, float] | None:
+        """The drafting that is cautiously expected to be fastest in a cell, and its ratio: of all that are trusted and can be launched.
 
-        One that is hopeless counts where all are. `cautious` leaves out the luck of few prompts.
+        One that is hopeless counts where all are.
         """
         every = [d for d in (*self._grid, *self._together) if self.trusts(d) and self._is_alive(d)]
         candidates = self._open(every, set()) or every
-        value = self.cautious if cautious else self.expected
-        valued = [(v, d) for d in candidates if (v := value(cell, d)) is not None]
-        return max(valued, key=lambda item: item[0])[1] if valued else None
+        valued = [(d, v) for d in candidates if (v := self.cautious(cell, d)) is not None]
+        return max(valued, key=lambda item: item[1], default=None)
 
     def rival(self, cell: CellRun, winner: Drafting) -> Drafting | None:
         """The drafting of another arm that may be clearly faster than the winner on other prompts; ``None`` without one.

@@ -368,10 +368,8 @@ class _DraftingChecks:
             # Builds around the turn of 2025: four slots without drafting, and one with it (`n_parallel` in tools/server/server.cpp).
             off = self._launches.off()
             without = off.slots().count if isinstance(off, Slotted) else 1
-            self._launches.drafted(self._drafting)
-            if without > 1:
-                return f"The server answers one request at once with drafting, and {without} without."
-            return ""
+            told = f"The server answers one request at once with drafting, and {without} without."
+            return told if without > 1 else ""
         at_once = int(max((c.at for c, _ in several), default=1))
         silent = self._silent_slot(server, slots, at_once)
         return "" if silent is None else f"Slot {silent} of the server does not draft, although slot 0 does."

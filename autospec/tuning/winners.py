@@ -104,13 +104,10 @@ def proof_comes_first(
 
 def _is_clear(cell: CellRun, forecast: Forecast, rule: Rule) -> bool:
     """Whether a cell's winner is expected to gain much, and no other drafting much more."""
-    best = forecast.best(cell, cautious=True)
-    if cell.winner.is_off or best is None:
+    cautious, best = None if cell.winner.is_off else forecast.cautious(cell, cell.winner), forecast.best(cell)
+    if cautious is None or best is None:
         return False
-    cautious, most = forecast.cautious(cell, cell.winner), forecast.cautious(cell, best)
-    if cautious is None or most is None:
-        return False
-    return cautious >= (1.0 - _EXPECTED_BEHIND) * most and math.log(cautious) > _CLEAR * rule.large_gain
+    return cautious >= (1.0 - _EXPECTED_BEHIND) * best[1] and math.log(cautious) > _CLEAR * rule.large_gain
 
 
 def _good(values: Mapping[Drafting, float], measured: Mapping[Drafting, float]) -> set[Drafting]:
@@ -145,7 +142,7 @@ def _expected_best(cells: Sequence[CellRun], forecast: Forecast | None) -> set[D
     """The drafting of each cell that is expected to be fastest there."""
     if forecast is None:
         return set()
-    return {d for c in cells if (d := forecast.best(c, cautious=True)) is not None}
+    return {best[0] for c in cells if (best := forecast.best(c)) is not None}
 
 
 def _values(
@@ -170,13 +167,11 @@ def _left_untried(
     cell: CellRun, forecast: Forecast | None, tried: Mapping[Drafting, float]
 ) -> dict[Drafting, float]:
     """The drafting that no trial had time for, if it is expected to be clearly faster than the tried ones with these values."""
-    best = forecast.best(cell, cautious=True) if forecast is not None and tried else None
-    if forecast is None or best is None or best in tried:
+    if forecast is None or not tried or (best := forecast.best(cell)) is None:
         return {}
-    most = max(tried.values())
-    expected = forecast.cautious(cell, best)
-    clear = expected is not None and (1.0 - _EXPECTED_BEHIND) * expected > most
-    return {best: expected} if clear and expected is not None else {}
+    drafting, expected = best
+    clear = drafting not in tried and (1.0 - _EXPECTED_BEHIND) * expected > max(tried.values())
+    return {drafting: expected} if clear else {}
 
 
 # The baseline is timed with every trial. Where it took 1.3 times longer than usual for a prompt, something disturbed it:

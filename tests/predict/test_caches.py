@@ -367,7 +367,9 @@ def test_no_cache_is_refused(backend, lab_models, tmp_path, kind, resident):
     for drafting in context.space.grid():
         costs = predictor.costs(drafting)
         assert costs.main_ms[0] == pytest.approx(costs.plain_ms)
-        # No upper limit: a batch that was timed as clearly slower than single tokens counts as timed (`test_costs`).
+        # A batch that was timed as clearly slower than single tokens counts as timed (`test_costs`): a neighbour may disturb some.
         assert np.isfinite(costs.main_ms).all()
-        assert (costs.main_ms >= costs.plain_ms * (1 - 1e-9)).all()
+        single_ms = costs.plain_ms * np.arange(1, costs.main_ms.size + 1)
+        # Times that hold the whole prompt would be longer in every batch.
+        assert (costs.main_ms[1:] <= single_ms[1:] * (1 + 1e-9)).any()
         assert drafting in predictor.predict(cell.cell.key, [drafting])

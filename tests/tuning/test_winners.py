@@ -42,10 +42,9 @@ class Foreseen:
         """The same in every cell."""
         return self._values[drafting]
 
-    def best(self, _cell: object, *, cautious: bool) -> Drafting:
-        """The same in every cell; no prompt was lucky."""
-        assert cautious
-        return max(self._values, key=lambda d: self._values[d])
+    def best(self, _cell: object) -> tuple[Drafting, float]:
+        """The same in every cell."""
+        return max(self._values.items(), key=lambda item: item[1])
 
 
 def test_cells_share_what_is_nearly_as_good():
